@@ -21,6 +21,7 @@ class Progress:
         unit: name of one unit, singular.
         initial: units that an earlier, interrupted attempt had done.
         interval_seconds: least time between two lines when stderr is no terminal.
+        silent: show nothing; for the ranks and workers that another one speaks for.
     """
 
     def __init__(
@@ -31,14 +32,15 @@ class Progress:
         unit: str = "image",
         initial: int = 0,
         interval_seconds: float = 15.0,
+        silent: bool = False,
     ) -> None:
         self._total, self._description, self._unit = total, description, unit
         self._done, self._initial, self._note = initial, initial, ""
         self._interval, self._start = interval_seconds, time.monotonic()
-        self._last_line = self._start
+        self._last_line, self._silent = self._start, silent
         self._bar = (
             tqdm(total=total, desc=description, unit=unit, initial=initial, leave=True, dynamic_ncols=True)
-            if sys.stderr.isatty()
+            if sys.stderr.isatty() and not silent
             else None
         )
 
@@ -67,6 +69,8 @@ class Progress:
             self._print_line()
 
     def _print_line(self) -> None:
+        if self._silent:
+            return
         self._last_line = time.monotonic()
         elapsed = self._last_line - self._start
         rate = (self._done - self._initial) / max(elapsed, 1e-9)

@@ -1,0 +1,49 @@
+# make demo   real images -> shards -> pretraining -> evaluation -> export -> a report, in one go
+# make test   all tests        make check  lint, types, layers, spelling        make bench  benchmarks
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# a folder of your own images; empty takes the images that scikit-image ships
+DATA   ?=
+SOAK_REPEATS ?= 20
+
+.PHONY: setup demo test check bench soak constraints clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("frepa needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/python tools/demo.py $(if $(DATA),--data '$(DATA)')
+
+test: setup
+	$(BIN)/python -m pytest --durations=10
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+bench: setup
+	$(BIN)/python tools/bench_hf.py
+	$(BIN)/python tools/bench_order.py
+	$(BIN)/python tools/bench_step.py
+
+soak: setup
+	SOAK_REPEATS=$(SOAK_REPEATS) $(BIN)/python tools/soak_resume.py --repeats $(SOAK_REPEATS)
+
+# from an empty environment, the newest versions that pyproject.toml allows
+constraints:
+	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
+	build/constraints/bin/python -m pip install --disable-pip-version-check --quiet '.[demo,dev]'
+	{ echo '# Versions that `make setup` installs and CI tests; `make constraints` writes this file anew.'; \
+	  build/constraints/bin/python -m pip freeze | grep -vE '^(frepa|pip|setuptools|wheel)[= @]'; } > constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist runs

@@ -1,0 +1,144 @@
+"""The typed configuration of a pretraining run: one YAML file says everything that decides its numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from frepa_dist.methods.registry import MethodConfig
+from shards.order import OrderConfig
+from shards.stream import StreamConfig
+from shards.support.settings import Settings
+
+# keys of DeepSpeed's own configuration that this system decides; passing them through would contradict it
+OWNED_DEEPSPEED_KEYS = frozenset(
+    {
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+        "zero_optimization",
+        "bf16",
+        "fp16",
+        "torch_autocast",
+        "optimizer",
+        "scheduler",
+        "checkpoint",
+    }
+)
+
+
+class DataConfig(Settings):
+    """Which samples are read, and how a training view is cut from each.
+
+    Attributes:
+        root: folder of the dataset that `frepa shards build` made.
+        snapshot: hash of the snapshot to train on; None takes the current one and pins it in the run.
+        hf_keep: share of a view's patches that count as high-frequency (HF) tokens.
+        hf_digest: digest of the HF parameters the run insists on; None takes what the snapshot holds.
+        crop_scale: range of the crop's area as a share of the image's.
+        crop_ratio: range of the crop's aspect ratio (width / height).
+        flip: whether half of the views are mirrored left to right.
+        num_streams: streams of the order (shards.order); None chooses one that divides the batch.
+        modality_weights: passes over a modality in one epoch, 1 where not named.
+        num_workers: loader processes per rank; 0 reads in the training process.
+        bad_samples: `fail` stops at a damaged sample, `skip` replaces it by another and reports it.
+    """
+
+    root: Path
+    snapshot: str | None = None
+    hf_keep: float = Field(0.25, gt=0, le=1)
+    hf_digest: str | None = None
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
+    flip: bool = True
+    num_streams: int | None = Field(None, ge=1)
+    modality_weights: dict[str, float] = Field(default_factory=dict)
+    num_workers: int = Field(2, ge=0)
+    bad_samples: Literal["fail", "skip"] = "fail"
+
+
+class TrainConfig(Settings):
+    """Optimization, its cadence, and what is written down.
+
+    Attributes:
+        global_batch_size: samples of one optimizer step, over all ranks and micro-batches.
+        micro_batch_size: samples a rank holds at once; accumulation is derived from the world size.
+        epochs, steps: length of the run; exactly one of the two.
+        base_learning_rate: learning rate at a batch of 256; the rate is base * global batch / 256.
+        warmup_fraction: share of the steps in which the learning rate rises linearly from 0.
+        min_learning_rate: where the cosine ends.
+        gradient_clipping: largest norm of the student's gradient; None does not clip.
+        precision: `bf16` keeps fp32 master weights; MINE's critic and the EMA teacher stay in fp32.
+        zero_stage: ZeRO stage of the student engine.
+        critic_learning_rate, critic_clipping: of plain modules that train beside the engine (MINE's critic).
+        checkpoint_every: steps between checkpoints; the last step always makes one.
+        keep_checkpoints: how many of the newest are kept.
+        metrics_port: rank r serves Prometheus metrics on this port + r of 127.0.0.1; None serves none.
+        deepspeed: more of DeepSpeed's configuration, passed through.
+    """
+
+    global_batch_size: int = Field(256, ge=1)
+    micro_batch_size: int = Field(64, ge=1)
+    epochs: int | None = Field(None, ge=1)
+    steps: int | None = Field(None, ge=1)
+    base_learning_rate: float = Field(1.5e-4, gt=0)
+    warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    min_learning_rate: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.05, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    gradient_clipping: float | None = Field(None, gt=0)
+    precision: Literal["fp32", "bf16"] = "bf16"
+    zero_stage: Literal[0, 1, 2] = 2
+    critic_learning_rate: float = Field(1e-4, gt=0)
+    critic_clipping: float | None = Field(1.0, gt=0)
+    seed: int = Field(0, ge=0)
+    log_every: int = Field(10, ge=1)
+    checkpoint_every: int = Field(500, ge=1)
+    keep_checkpoints: int = Field(3, ge=1)
+    metrics_port: int | None = Field(None, ge=1024, le=65535)
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of 'epochs' and 'steps'")
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size "
+                f"{self.micro_batch_size}"
+            )
+        owned = sorted(OWNED_DEEPSPEED_KEYS & set(self.deepspeed))
+        if owned:
+            raise ValueError(f"deepspeed: {', '.join(owned)} follow from the other settings of `train`")
+        return self
+
+
+class RunConfig(Settings):
+    """A whole run: where it goes, what is learned, from what, and how."""
+
+    output: Path
+    method: MethodConfig
+    data: DataConfig
+    train: TrainConfig
+
+    def order_config(self) -> OrderConfig:
+        """The settings of the order of samples."""
+        return OrderConfig(
+            seed=self.train.seed,
+            global_batch_size=self.train.global_batch_size,
+            num_streams=self.data.num_streams,
+            modality_weights=self.data.modality_weights,
+        )
+
+    def stream_config(self) -> StreamConfig:
+        """The settings of the loader; the view's size and grid are the model's."""
+        return StreamConfig(
+            **self.data.model_dump(exclude={"num_streams", "modality_weights"}),
+            image_size=self.method.model.image_size,
+            patch_size=self.method.model.patch_size,
+            seed=self.train.seed,
+        )
+

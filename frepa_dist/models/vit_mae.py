@@ -1,0 +1,328 @@
+"""The masked autoencoder (He et al., arXiv 2111.06377), with the state-dict names of facebookresearch/mae.
+
+Official MAE and RETFound checkpoints therefore load strictly. The layers are timm's.
+
+Shapes: B batch, C channels, S image side, p patch side, N patches, K patches kept, D encoder width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import Attention, Block
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from frepa_dist.losses import masked_patch_loss
+from frepa_dist.masking import random_masking
+from frepa_dist.models.init import (
+    TOKEN_STD,
+    init_layers,
+    interpolate_position_embedding,
+    read_weights,
+    sincos_position_embedding,
+)
+from shards.support.errors import ConfigError, DataError
+
+SizeName = Literal["tiny", "small", "base", "large"]
+
+
+class VitSize(NamedTuple):
+    """Widths, depths and numbers of attention heads of encoder and decoder."""
+
+    width: int
+    depth: int
+    heads: int
+    decoder_width: int
+    decoder_depth: int
+    decoder_heads: int
+
+
+# base and large are those of the MAE paper; tiny and small have DeiT's encoder and a decoder in proportion
+VIT_SIZES: Mapping[SizeName, VitSize] = {
+    "tiny": VitSize(192, 12, 3, 128, 4, 4),
+    "small": VitSize(384, 12, 6, 256, 6, 8),
+    "base": VitSize(768, 12, 12, 512, 8, 16),
+    "large": VitSize(1024, 24, 16, 512, 8, 16),
+}
+
+
+class MaeOutput(NamedTuple):
+    """What a forward pass of the autoencoder gives.
+
+    Attributes:
+        loss: 0-dim float32, the error on the removed patches.
+        pred: (B, N, p * p * C) prediction, normalized patch by patch where the loss is.
+        mask: (B, N) float32, 1 = removed.
+        latent: (B, 1 + K, D) class token and visible patches after the final norm.
+    """
+
+    loss: Tensor
+    pred: Tensor
+    mask: Tensor
+    latent: Tensor
+
+
+def create_blocks(width: int, depth: int, heads: int) -> nn.ModuleList:
+    """Create pre-norm transformer blocks, with biases and LayerNorm at eps 1e-6 as in the reference."""
+    norm = partial(nn.LayerNorm, eps=1e-6)
+    return nn.ModuleList(Block(width, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=norm) for _ in range(depth))
+
+
+def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
+    """Pick tokens (B, N, D) by index (B, K) -> (B, K, D)."""
+    return tokens.gather(1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+class MaeEncoder(nn.Module):
+    """The encoder alone; its state dict is the encoder's part of `MaskedAutoencoderViT`'s.
+
+    Args:
+        size: widths and depths.
+        image_size: S, a multiple of the patch size.
+        patch_size: p.
+        in_channels: C.
+        activation_checkpointing: recompute the blocks in the backward pass to save memory.
+    """
+
+    def __init__(
+        self,
+        size: VitSize,
+        *,
+        image_size: int,
+        patch_size: int,
+        in_channels: int,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if image_size % patch_size:
+            raise ConfigError(
+                f"image_size {image_size} is not a multiple of patch_size {patch_size}",
+                fix="choose an image size that the patches fill",
+            )
+        self.image_size, self.patch_size, self.in_channels = image_size, patch_size, in_channels
+        self.width, self.num_patches = size.width, (image_size // patch_size) ** 2
+        self.activation_checkpointing = activation_checkpointing
+
+        self.patch_embed = PatchEmbed(image_size, patch_size, in_channels, size.width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, size.width))
+        self.pos_embed = nn.Parameter(
+            sincos_position_embedding(size.width, image_size // patch_size), requires_grad=False
+        )
+        self.blocks = create_blocks(size.width, size.depth, size.heads)
+        self.norm = nn.LayerNorm(size.width, eps=1e-6)
+
+        init_layers(self)
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.data.flatten(1))
+        nn.init.normal_(self.cls_token, std=TOKEN_STD)
+
+    def run_blocks(self, blocks: nn.ModuleList, tokens: Tensor) -> Tensor:
+        """Apply blocks in turn, recomputing them in the backward pass if so configured."""
+        for block in blocks:
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, use_reentrant=False)
+            else:
+                tokens = block(tokens)
+        return tokens
+
+    def encode(self, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """Encode all patches, or those named.
+
+        Args:
+            images: (B, C, S, S) normalized, any float dtype; it is cast to that of the weights.
+            ids_keep: (B, K) patches to encode, row-major indices; None for all of them.
+
+        Returns:
+            (B, 1 + K, D) class token and patches in the order of `ids_keep`, after the final norm.
+        """
+        tokens = self.patch_embed(images.to(self.patch_embed.proj.weight.dtype)) + self.pos_embed[:, 1:]
+        if ids_keep is not None:
+            tokens = gather_tokens(tokens, ids_keep)
+        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
+        tokens = torch.cat([cls_token, tokens], dim=1)
+        return self.norm(self.run_blocks(self.blocks, tokens))
+
+    def forward(self, images: Tensor, ids_keep: Tensor | None = None) -> Any:
+        """See `encode`."""
+        return self.encode(images, ids_keep)
+
+
+class MaskedAutoencoderViT(MaeEncoder):
+    """Encoder on the visible patches, decoder on all of them, loss on the masked ones.
+
+    Args:
+        size: widths and depths.
+        image_size: S, a multiple of the patch size.
+        patch_size: p.
+        in_channels: C.
+        norm_pix_loss: predict the patches normalized one by one.
+        activation_checkpointing: recompute the blocks in the backward pass to save memory.
+    """
+
+    def __init__(
+        self,
+        size: VitSize,
+        *,
+        image_size: int,
+        patch_size: int,
+        in_channels: int,
+        norm_pix_loss: bool = True,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__(
+            size,
+            image_size=image_size,
+            patch_size=patch_size,
+            in_channels=in_channels,
+            activation_checkpointing=activation_checkpointing,
+        )
+        self.norm_pix_loss = norm_pix_loss
+        width = size.decoder_width
+        self.decoder_embed = nn.Linear(size.width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.decoder_pos_embed = nn.Parameter(
+            sincos_position_embedding(width, image_size // patch_size), requires_grad=False
+        )
+        self.decoder_blocks = create_blocks(width, size.decoder_depth, size.decoder_heads)
+        self.decoder_norm = nn.LayerNorm(width, eps=1e-6)
+        self.decoder_pred = nn.Linear(width, patch_size**2 * in_channels)
+
+        for module in (self.decoder_embed, self.decoder_blocks, self.decoder_norm, self.decoder_pred):
+            init_layers(module)
+        nn.init.normal_(self.mask_token, std=TOKEN_STD)
+
+    def patchify(self, images: Tensor) -> Tensor:
+        """Cut images (B, C, S, S) into patches (B, N, p * p * C), values in the order row, column, channel."""
+        B, C, S, _ = images.shape
+        p = self.patch_size
+        grid = images.reshape(B, C, S // p, p, S // p, p)
+        return grid.permute(0, 2, 4, 3, 5, 1).reshape(B, -1, p * p * C)
+
+    def unpatchify(self, patches: Tensor) -> Tensor:
+        """Put patches (B, N, p * p * C) back into images (B, C, S, S)."""
+        B, N, _ = patches.shape
+        p, side = self.patch_size, math.isqrt(N)
+        grid = patches.reshape(B, side, side, p, p, -1)
+        return grid.permute(0, 5, 1, 3, 2, 4).reshape(B, -1, side * p, side * p)
+
+    def decode(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
+        """Predict all patches (B, N, p * p * C) from the visible ones (B, 1 + K, D)."""
+        tokens = self.decoder_embed(latent)
+        num_masked = ids_restore.shape[1] + 1 - tokens.shape[1]
+        masked = self.mask_token.expand(len(tokens), num_masked, -1)
+        patches = gather_tokens(torch.cat([tokens[:, 1:], masked], dim=1), ids_restore)
+        tokens = torch.cat([tokens[:, :1], patches], dim=1) + self.decoder_pos_embed
+        tokens = self.decoder_norm(self.run_blocks(self.decoder_blocks, tokens))
+        return self.decoder_pred(tokens)[:, 1:]  # type: ignore[no-any-return]
+
+    def forward(self, images: Tensor, noise: Tensor | None = None, mask_ratio: float = 0.75) -> Any:
+        """Mask, encode, decode and compare.
+
+        Args:
+            images: (B, C, S, S) normalized; the target is computed in float32, so keep them in it.
+            noise: (B, N) float32, the largest values are masked; None draws it from torch's generator.
+            mask_ratio: share of the patches to mask.
+
+        Returns:
+            A `MaeOutput`.
+        """
+        if noise is None:
+            noise = torch.rand(len(images), self.num_patches, device=images.device)
+        ids_keep, ids_restore, mask = random_masking(noise, mask_ratio)
+        latent = self.encode(images, ids_keep)
+        pred = self.decode(latent, ids_restore)
+        loss = masked_patch_loss(pred, self.patchify(images), mask, norm_pix_loss=self.norm_pix_loss)
+        return MaeOutput(loss, pred, mask, latent)
+
+
+def create_vit_mae(
+    size: SizeName,
+    *,
+    image_size: int = 224,
+    patch_size: int = 16,
+    in_channels: int = 3,
+    norm_pix_loss: bool = True,
+    fused_attention: bool = True,
+    activation_checkpointing: bool = False,
+) -> MaskedAutoencoderViT:
+    """Create a freshly initialized masked autoencoder of a named size.
+
+    Raises:
+        ConfigError: the image size is not a multiple of the patch size.
+    """
+    model = MaskedAutoencoderViT(
+        VIT_SIZES[size],
+        image_size=image_size,
+        patch_size=patch_size,
+        in_channels=in_channels,
+        norm_pix_loss=norm_pix_loss,
+        activation_checkpointing=activation_checkpointing,
+    )
+    use_fused_attention(model, fused_attention)
+    return model
+
+
+def use_fused_attention(model: nn.Module, fused: bool) -> None:
+    """Choose between PyTorch's fused attention and explicit matrix products; the result is the same.
+
+    Fused is faster but for bf16 on a CPU, where its backward pass takes several times as long.
+    """
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.fused_attn = fused
+
+
+def load_mae_checkpoint(model: MaskedAutoencoderViT, path: Path) -> str:
+    """Load an official MAE or RETFound checkpoint, or a safetensors file of the same names, strictly.
+
+    Files of the encoder alone load too, and leave the decoder as it was initialized. Position embeddings of
+    another image size are interpolated.
+
+    Returns:
+        What was loaded, in words.
+
+    Raises:
+        DataError: the file is not such a checkpoint, or does not fit the model; the keys are named.
+    """
+    weights = read_weights(path)
+    expected = model.state_dict()
+    encoder_only = not any(key.startswith(("decoder_", "mask_token")) for key in weights)
+    if encoder_only:
+        expected = {k: v for k, v in expected.items() if not k.startswith(("decoder_", "mask_token"))}
+    resized = []
+    for key in {"pos_embed", "decoder_pos_embed"} & weights.keys():
+        if _is_grid_embedding(weights[key]) and len(weights[key][0]) != 1 + model.num_patches:
+            weights[key] = interpolate_position_embedding(weights[key], model.num_patches)
+            resized.append(key)
+    problems = [f"{key} is missing" for key in expected.keys() - weights.keys()]
+    problems += [f"{key} is unknown" for key in weights.keys() - expected.keys()]
+    problems += [
+        f"{key} has shape {tuple(weights[key].shape)}, not {tuple(expected[key].shape)}"
+        for key in expected.keys() & weights.keys()
+        if weights[key].shape != expected[key].shape
+    ]
+    if problems:
+        shown = ", ".join(sorted(problems)[:8]) + (f" and {len(problems) - 8} more" if problems[8:] else "")
+        raise DataError(
+            f"the weights do not fit the model: {shown}",
+            where=path,
+            fix="choose the model size and patch size that the checkpoint was trained with",
+        )
+    model.load_state_dict(weights, strict=not encoder_only)
+    words = "encoder loaded, decoder freshly initialized" if encoder_only else "encoder and decoder loaded"
+    return f"{words}; interpolated: {', '.join(sorted(resized))}" if resized else words
+
+
+def _is_grid_embedding(embedding: Tensor) -> bool:
+    """Tell whether a tensor is (1, 1 + M, D) with M a square number."""
+    return embedding.ndim == 3 and len(embedding) == 1 and _is_square(embedding.shape[1] - 1)
+
+
+def _is_square(number: int) -> bool:
+    return number > 0 and math.isqrt(number) ** 2 == number

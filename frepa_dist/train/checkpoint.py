@@ -1,0 +1,193 @@
+"""Checkpoints: written beside, verified, then made `latest` in one step; a torn one is never chosen.
+
+A checkpoint folder holds DeepSpeed's files of each engine, `state.pt` (teachers, critic, method, place in
+the data), `rank-R.pt` (random state of rank R) and `student.safetensors` (full fp32 weights, what
+evaluation and export read). `manifest.json` lists size and crc32c of every file and is written last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import torch
+import torch.distributed as dist
+from deepspeed.utils import safe_get_full_fp32_param
+from safetensors.torch import save_file
+
+from frepa_dist.runs import (
+    CHECKPOINTS,
+    LATEST,
+    MANIFEST,
+    STUDENT_WEIGHTS,
+    checkpoint_name,
+    list_checkpoints,
+    write_atomically,
+)
+from frepa_dist.train.engines import World
+from frepa_dist.train.submodules import Submodules
+from shards.support.errors import ConfigError, DataError, EnvironmentFault
+
+
+def file_checksum(path: Path) -> int:
+    """crc32c of a file."""
+    checksum = google_crc32c.Checksum()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            checksum.update(chunk)
+    return int.from_bytes(checksum.digest(), "big")
+
+
+def is_intact(folder: Path) -> bool:
+    """Whether every file of a checkpoint is there with the size and checksum its manifest states."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return all(
+            (folder / name).stat().st_size == entry["size"]
+            and file_checksum(folder / name) == entry["crc32c"]
+            for name, entry in files.items()
+        )
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def newest_intact(run_dir: Path) -> Path | None:
+    """The newest checkpoint that is whole; None when the run has none at all.
+
+    Raises:
+        DataError: there are checkpoints, and each is damaged.
+    """
+    available = list_checkpoints(run_dir)
+    for folder in reversed(available):
+        if is_intact(folder):
+            return folder
+    if available:
+        raise DataError(
+            f"all {len(available)} checkpoints are damaged",
+            where=run_dir / CHECKPOINTS,
+            fix="restore one from a backup, or start a new run",
+        )
+    return None
+
+
+def _full_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Full fp32 weights of an engine's module on the CPU; all ranks must call it."""
+    trained = {
+        name: safe_get_full_fp32_param(p).cpu() for name, p in module.named_parameters() if p.requires_grad
+    }
+    state = module.state_dict()
+    return {name: trained.get(name, value.float().cpu()).contiguous() for name, value in state.items()}
+
+
+def save_checkpoint(
+    run_dir: Path, step: int, submodules: Submodules, state: Mapping[str, Any], world: World, keep: int
+) -> None:
+    """Write the checkpoint after `step` steps and make it the latest; all ranks must call it.
+
+    Ranks on several nodes need `run_dir` on storage they share.
+
+    Raises:
+        EnvironmentFault: the disk is full or read-only; earlier checkpoints stay as they were.
+    """
+    final = run_dir / CHECKPOINTS / checkpoint_name(step)
+    partial = final.with_name(f"partial-{final.name}")
+    failure = ""
+    try:
+        if world.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+    except OSError as error:
+        failure = str(error)
+    _agree(world, failure, final)
+    weights: dict[str, torch.Tensor] = {}
+    try:
+        for name, engine in submodules.engines.items():
+            engine.engine.save_checkpoint(str(partial), tag=name, save_latest=False)
+            full = _full_weights(engine.module)
+            weights = full if name == "student" else weights
+        random_state = {"cpu": torch.get_rng_state()}
+        if world.device.type == "cuda":
+            random_state["cuda"] = torch.cuda.get_rng_state(world.device)
+        torch.save(random_state, partial / f"rank-{world.rank}.pt")
+        if world.is_main:
+            torch.save({**state, "submodules": submodules.state_dict()}, partial / "state.pt")
+            save_file(weights, partial / STUDENT_WEIGHTS, metadata={"step": str(step)})
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        failure = str(error)
+    _agree(world, failure, final)
+    try:
+        if world.is_main:
+            _commit(partial, final, keep)
+    except OSError as error:
+        failure = str(error)
+    _agree(world, failure, final)
+
+
+def _agree(world: World, failure: str, where: Path) -> None:
+    """Raise on all ranks when any failed, so that nobody waits for the others for ever."""
+    failed = torch.tensor(bool(failure), device=world.device)
+    if bool(world.any(failed)):
+        raise EnvironmentFault(
+            f"the checkpoint could not be written: {failure or 'another rank failed'}",
+            where=where,
+            fix="free disk space or make the folder writable, then `frepa resume` the run",
+        )
+
+
+def _commit(partial: Path, final: Path, keep: int) -> None:
+    files = sorted(path for path in partial.rglob("*") if path.is_file())
+    entries = {}
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        entries[path.relative_to(partial).as_posix()] = {
+            "size": path.stat().st_size,
+            "crc32c": file_checksum(path),
+        }
+    write_atomically(partial / MANIFEST, json.dumps({"files": entries}, indent=1))
+    shutil.rmtree(final, ignore_errors=True)  # a damaged one that the run was resumed past
+    partial.rename(final)
+    write_atomically(final.parent / LATEST, final.name + "\n")
+    for old in list_checkpoints(final.parent.parent)[:-keep]:
+        shutil.rmtree(old)
+
+
+def load_checkpoint(folder: Path, submodules: Submodules, world: World) -> dict[str, Any]:
+    """Restore everything from an intact checkpoint and return its `state`; all ranks must call it.
+
+    Raises:
+        ConfigError: it was written by another number of ranks.
+        DataError: DeepSpeed cannot read its part.
+    """
+    state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    if state["world_size"] != world.size:
+        raise ConfigError(
+            f"written by {state['world_size']} rank(s), resumed with {world.size}",
+            where=folder,
+            fix=f"resume with --num-ranks {state['world_size']}",
+        )
+    for name, engine in submodules.engines.items():
+        path, _ = engine.engine.load_checkpoint(str(folder), tag=name)
+        if path is None:  # DeepSpeed warns and returns; going on would train from random weights
+            raise DataError(f"DeepSpeed found no state of '{name}'", where=folder)
+    submodules.load_state_dict(state.pop("submodules"))
+    random_state = torch.load(folder / f"rank-{world.rank}.pt", map_location="cpu", weights_only=True)
+    torch.set_rng_state(random_state["cpu"])
+    if "cuda" in random_state and world.device.type == "cuda":
+        torch.cuda.set_rng_state(random_state["cuda"], world.device)
+    dist.barrier()
+    return state
+
+
+def allow_checkpoint_classes() -> None:
+    """Let `weights_only` loading read the classes DeepSpeed's optimizer files name, and no others."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    torch.serialization.add_safe_globals([LossScaler, ZeroStageEnum, fragment_address])

@@ -1,0 +1,136 @@
+"""DeepSpeed engines and the process group: the one place that knows DeepSpeed's configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from frepa_dist.config import TrainConfig
+from shards.support.errors import EnvironmentFault
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the others.
+
+    Attributes:
+        rank: place among all processes; `local_rank` among those of this node.
+        size: number of processes.
+        device: where this rank computes.
+    """
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+
+    def any(self, flag: Tensor) -> Tensor:
+        """True where any rank's flag is; all ranks must call it, nobody waits for the device."""
+        return self.max(flag) > 0
+
+    def max(self, value: Tensor) -> Tensor:
+        """Largest value over ranks, without gradient; all ranks must call it."""
+        largest = value.detach().to(torch.float32).clone()
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return largest
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean over ranks, without gradient; all ranks must call it."""
+        total = value.detach().to(torch.float32).clone()
+        dist.all_reduce(total)
+        return total / self.size
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """Concatenate the (B, D) rows of all ranks in rank order to (W B, D); all ranks must call it."""
+        parts = [torch.empty_like(rows) for _ in range(self.size)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files and draws progress."""
+        return self.rank == 0
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[World]:
+    """Join the process group the launcher describes in the environment; leave it at the end.
+
+    Raises:
+        EnvironmentFault: the launcher's variables are missing, or the others cannot be reached.
+    """
+    try:
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        local_rank = int(os.environ["LOCAL_RANK"])
+    except KeyError as error:
+        raise EnvironmentFault(
+            f"{error.args[0]} is not set: this program is started by a launcher",
+            where="frepa_dist.train",
+            fix="use `frepa pretrain --config FILE`, or `deepspeed --module frepa_dist.train --config FILE`",
+        ) from error
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        device, backend = torch.device("cuda", local_rank), "nccl"
+    else:
+        device, backend = torch.device("cpu"), "gloo"
+        # ranks of one node share its cores; more threads than cores slow every one of them down
+        local_size = int(os.environ.get("LOCAL_SIZE", "1"))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+    try:
+        deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    except (RuntimeError, ValueError) as error:  # torch's DistNetworkError is a RuntimeError
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise EnvironmentFault(
+            f"the ranks could not meet: {' '.join(str(error).split())[:300]}",
+            where=address,
+            fix="choose a free port with --master-port, and check that the nodes reach each other",
+        ) from error
+    try:
+        yield World(rank, local_rank, size, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def deepspeed_config(config: TrainConfig, accumulation: int) -> dict[str, Any]:
+    """The DeepSpeed configuration that follows from ours."""
+    made: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": config.micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "zero_optimization": {"stage": config.zero_stage},
+        "bf16": {"enabled": config.precision == "bf16"},
+        "steps_per_print": 10**9,
+    }
+    if config.gradient_clipping is not None:
+        made["gradient_clipping"] = config.gradient_clipping
+    return {**config.deepspeed, **made}
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weights decay, biases and norms do not (one-dimensional parameters; as facebookresearch/mae)."""
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    decayed = [p for name, p in trained if p.ndim > 1 and not name.endswith(".bias")]
+    kept = [p for name, p in trained if p.ndim <= 1 or name.endswith(".bias")]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def create_engine(module: nn.Module, config: TrainConfig, accumulation: int, learning_rate: float) -> Any:
+    """Wrap a module in a DeepSpeed engine with AdamW (fused); all ranks must call it."""
+    optimizer = torch.optim.AdamW(
+        parameter_groups(module, config.weight_decay), lr=learning_rate, betas=config.betas, fused=True
+    )
+    engine, *_ = deepspeed.initialize(
+        model=module,
+        optimizer=optimizer,
+        config=deepspeed_config(config, accumulation),
+        dist_init_required=False,
+    )
+    return engine

@@ -1,0 +1,65 @@
+"""Files that appear whole or not at all: written under a temporary name, flushed to disk, then renamed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from shards.support.errors import EnvironmentFault
+
+TEMP_MARK = ".tmp-"
+
+
+@contextmanager
+def replace_file(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """Open a temporary neighbor of `path` for writing and rename it to `path` when the block ends well.
+
+    The temporary name carries the process id, so two writers never share one. When the block raises, the
+    temporary file is removed and `path` stays as it was.
+
+    Raises:
+        EnvironmentFault: the disk is full, the folder is read-only, or the device failed.
+    """
+    temp = path.with_name(f"{path.name}{TEMP_MARK}{os.getpid()}")
+    with writing_to(path):
+        try:
+            with os.fdopen(os.open(temp, os.O_RDWR | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temp.replace(path)
+        except BaseException:
+            temp.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+@contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Turn an `OSError` of the block into an `EnvironmentFault` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentFault(
+            f"cannot be written: {error.strerror or error}",
+            where=path,
+            fix="free disk space or choose a destination that can be written, then run the same command again",
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` survive a power loss."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_temporaries(folder: Path, prefix: str) -> None:
+    """Delete what a killed writer left under `prefix` in `folder`; call it while holding the build lock."""
+    for path in folder.glob(f"{prefix}*{TEMP_MARK}*"):
+        path.unlink(missing_ok=True)
