@@ -1,22 +1,21 @@
 """The run folder: what lies where, and how others read it (evaluation, export, report).
 
-    RUN/config.yaml          the resolved configuration, with the snapshot it is pinned to
-    RUN/environment.json     versions of what computed it
-    RUN/metrics.jsonl        a JSON line per logged step
-    RUN/events.jsonl         a JSON line per start, checkpoint, skipped sample, failure
-    RUN/outcome.json         how the last start ended; it alone decides (launchers' exit codes cannot be trusted)
-    RUN/checkpoints/latest   name of the newest complete checkpoint
-    RUN/checkpoints/step-*/  a checkpoint; student.safetensors in it holds the student's fp32 weights
+RUN/config.yaml          the resolved configuration, with the snapshot it is pinned to
+RUN/environment.json     versions of what computed it
+RUN/metrics.jsonl        a JSON line per logged step
+RUN/events.jsonl         a JSON line per start, checkpoint, skipped sample, failure
+RUN/outcome.json         how the last start ended; it alone decides (launchers' exit codes cannot be trusted)
+RUN/checkpoints/latest   name of the newest complete checkpoint
+RUN/checkpoints/step-*/  a checkpoint; student.safetensors in it holds the student's fp32 weights
 """
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.support.errors import DataError
+from shards.support.errors import ConfigError, DataError
 from shards.support.settings import load_settings
 
 if TYPE_CHECKING:
@@ -60,6 +59,20 @@ def find_checkpoint(run_dir: Path, step: int | None = None) -> Path:
     return wanted
 
 
+def check_unused(run_dir: Path) -> None:
+    """Make sure that no run lies in a folder.
+
+    Raises:
+        ConfigError: one does.
+    """
+    if (run_dir / CONFIG).exists() or (run_dir / CHECKPOINTS).exists():
+        raise ConfigError(
+            "this folder holds a run already",
+            where=run_dir,
+            fix=f"`frepa resume {run_dir}`, or another output",
+        )
+
+
 def load_run_config(run_dir: Path) -> RunConfig:
     """The resolved configuration of a run.
 
@@ -99,23 +112,10 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Records of a JSON-lines file; a last line torn by a crash is left out."""
     if not path.is_file():
         return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            records.append(json.loads(line))
-    return records
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The logged steps of a run, in order."""
     return read_json_lines(run_dir / METRICS)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file so that a reader sees the old or the new content, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -37,6 +37,16 @@ def replace_file(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
         sync_folder(path.parent)
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Replace a small text file: a reader sees the old or the new content, never a part.
+
+    Raises:
+        EnvironmentFault: as `replace_file`.
+    """
+    with replace_file(path) as file:
+        file.write(text.encode())
+
+
 @contextmanager
 def writing_to(path: Path) -> Iterator[None]:
     """Turn an `OSError` of the block into an `EnvironmentFault` that names `path`."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from pydantic import Field
 from shards.draws import sample_rng
 from shards.support.errors import ConfigError, DataError
 from shards.support.settings import Settings
+
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class OrderConfig(Settings):
@@ -32,7 +35,7 @@ class OrderConfig(Settings):
     """Streams read side by side; must divide the global batch size. None: its largest divisor up to 16."""
     block_shards: int = Field(default=4, gt=0)
     """Shards of a stream that are shuffled together: more mixes better and keeps more shards in use."""
-    modality_weights: dict[str, float] = Field(default_factory=dict)
+    modality_weights: dict[str, Weight] = Field(default_factory=dict)
     """Passes over a modality in one epoch, 1 where not named: 2 = each shard twice, 0.5 = every other shard,
     the rest in the next epoch, 0 = not at all."""
 
@@ -64,16 +67,28 @@ def check_batch_sizes(global_batch_size: int, world_size: int, micro_batch_size:
     step = world_size * micro_batch_size
     if step > 0 and global_batch_size % step == 0:
         return global_batch_size // step
-    named = f"{global_batch_size} is not a multiple of world size {world_size} x micro-batch {micro_batch_size}"
+    named = (
+        f"{global_batch_size} is not a multiple of world size {world_size} x micro-batch {micro_batch_size}"
+    )
     if step <= 0:
         raise ConfigError(f"global batch size {named}", allowed="positive numbers")
-    batches = [f"{b}" for b in (global_batch_size // step * step, (global_batch_size // step + 1) * step) if b]
+    batches = [
+        f"{b}" for b in (global_batch_size // step * step, (global_batch_size // step + 1) * step) if b
+    ]
     fix = f"a global batch size of {' or '.join(batches)}"
     if global_batch_size % world_size == 0:
         share = global_batch_size // world_size
-        near = sorted((m for m in range(1, share + 1) if share % m == 0), key=lambda m: abs(m - micro_batch_size))
+        near = sorted(
+            (m for m in range(1, share + 1) if share % m == 0), key=lambda m: abs(m - micro_batch_size)
+        )
         fix += f", or a micro-batch of {' or '.join(str(m) for m in sorted(near[:3]))}"
     raise ConfigError(f"global batch size {named}", where="batch sizes", fix=f"take {fix}")
+
+
+def skip_excluded(places: NDArray[np.int64], excluded: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the rows at `places` among the rows that are not excluded (`excluded`: sorted, unique)."""
+    # the i-th excluded row has excluded[i] - i kept rows before it, and moves every place from there on by one
+    return places + np.searchsorted(excluded - np.arange(len(excluded)), places, side="right")
 
 
 class EpochPlan:
@@ -153,8 +168,7 @@ class EpochPlan:
             row = np.arange(begin, end) - self._visit_starts[visit]
             excluded = self._exclusions.get(shard)
             if excluded is not None:
-                # the i-th excluded row has (row - i) kept rows before it: all such at or below `row` shift it by one
-                row += np.searchsorted(excluded - np.arange(len(excluded)), row, side="right")
+                row = skip_excluded(row, excluded)
             shards.append(np.full(len(row), shard, dtype=np.int32))
             rows.append(row.astype(np.int32))
         rng = sample_rng(self._config.seed, self.epoch, block, "order.block")
@@ -193,20 +207,44 @@ def plan_epoch(
             where="num_streams",
             fix=f"take {' or '.join(map(str, near))}",
         )
-    exclusions = exclusions or {}
-    counts = np.asarray(shard_counts, dtype=np.int64).copy()
-    for shard, rows in exclusions.items():
+    visits, counts = _visits(shard_counts, exclusions, config, epoch, modalities)
+    visits = sample_rng(config.seed, epoch, 0, "order.shards").permutation(visits)
+    return EpochPlan(visits, counts, exclusions or {}, config, epoch, num_streams)
+
+
+def count_batches(
+    shard_counts: Sequence[int],
+    exclusions: Mapping[int, NDArray[np.int64]] | None,
+    config: OrderConfig,
+    epoch: int,
+    *,
+    modalities: Sequence[str] | None = None,
+) -> int:
+    """Return `plan_epoch(...).num_batches` without the plan; arguments and errors as there."""
+    visits, counts = _visits(shard_counts, exclusions, config, epoch, modalities)
+    return int(counts[visits].sum()) // config.global_batch_size
+
+
+def _visits(
+    shard_counts: Sequence[int],
+    exclusions: Mapping[int, NDArray[np.int64]] | None,
+    config: OrderConfig,
+    epoch: int,
+    modalities: Sequence[str] | None,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the shards that an epoch reads, each as often as it does, and the kept samples of every shard."""
+    counts = np.array(shard_counts, dtype=np.int64)
+    for shard, rows in (exclusions or {}).items():
         counts[shard] -= len(rows)
     visits = _choose_shards(len(counts), config, epoch, modalities)
     visits = visits[counts[visits] > 0]
-    num_samples = int(counts[visits].sum())
+    num_samples, size = int(counts[visits].sum()), config.global_batch_size
     if num_samples < size:
         raise DataError(
             f"epoch {epoch} holds {num_samples} samples, less than one global batch of {size}",
             fix=f"take a global batch of at most {num_samples}, or more data" if num_samples else "add data",
         )
-    visits = sample_rng(config.seed, epoch, 0, "order.shards").permutation(visits)
-    return EpochPlan(visits, counts, exclusions, config, epoch, num_streams)
+    return visits, counts
 
 
 def _choose_shards(
@@ -222,16 +260,18 @@ def _choose_shards(
         return np.arange(num_shards, dtype=np.int64)
     names = np.asarray(modalities if modalities is not None else [], dtype=str)
     known = sorted(set(names.tolist()))
-    for name, weight in weights.items():
+    for name in weights:
         if name not in known:
-            raise ConfigError(f"no shard is of modality '{name}'", where="modality_weights", allowed=", ".join(known))
-        if not (math.isfinite(weight) and weight >= 0):
             raise ConfigError(
-                f"weight {weight} of '{name}'", where="modality_weights", allowed="a number, 0 or greater"
+                f"no shard is of modality '{name}'", where="modality_weights", allowed=", ".join(known)
             )
     chosen = []
     for name in known:
-        shards = sample_rng(config.seed, 0, 0, f"order.walk.{name}").permutation(np.flatnonzero(names == name))
+        shards = sample_rng(config.seed, 0, 0, f"order.walk.{name}").permutation(
+            np.flatnonzero(names == name)
+        )
         pace = weights.get(name, 1.0) * len(shards)
-        chosen.append(shards[np.arange(math.floor(epoch * pace), math.floor((epoch + 1) * pace)) % len(shards)])
+        chosen.append(
+            shards[np.arange(math.floor(epoch * pace), math.floor((epoch + 1) * pace)) % len(shards)]
+        )
     return np.concatenate(chosen)

@@ -1,7 +1,7 @@
 """What the launcher starts on every rank.
 
-    deepspeed --module frepa_dist.train --config FILE [--set dotted.key=value ...]
-    deepspeed --module frepa_dist.train --resume RUN
+deepspeed --module frepa_dist.train --config FILE [--set dotted.key=value ...]
+deepspeed --module frepa_dist.train --resume RUN
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
 import torch.distributed as dist
 
 from frepa_dist.config import RunConfig
-from frepa_dist.runs import CHECKPOINTS, CONFIG, ENVIRONMENT, OUTCOME, load_run_config, write_atomically
+from frepa_dist.runs import CONFIG, ENVIRONMENT, OUTCOME, check_unused, load_run_config
 from frepa_dist.train.checkpoint import allow_checkpoint_classes, newest_intact
 from frepa_dist.train.engines import World, process_group
 from frepa_dist.train.loop import Trainer
 from frepa_dist.train.records import append_event, describe_environment, write_outcome
+from shards.atomic import replace_text, writing_to
 from shards.schema import load_snapshot
-from shards.support.errors import ConfigError, EnvironmentFault, FrepaError
+from shards.support.errors import ConfigError, FrepaError
 from shards.support.settings import dump_yaml, load_settings
 from shards.support.telemetry import Telemetry
 
@@ -52,21 +53,12 @@ def prepare_run(config: RunConfig, world: World) -> RunConfig:
     pinned = load_snapshot(config.data.root, config.data.snapshot).hash
     data = config.data.model_copy(update={"snapshot": pinned, "root": config.data.root.resolve()})
     config = config.model_copy(update={"data": data, "output": run_dir.resolve()})
-    if (run_dir / CONFIG).exists() or (run_dir / CHECKPOINTS).exists():
-        raise ConfigError(
-            "this folder holds a run already", where=run_dir, fix=f"`frepa resume {run_dir}`, or another output"
-        )
+    check_unused(run_dir)
     dist.barrier()  # everyone has looked before rank 0 writes
     if world.is_main:
-        try:
+        with writing_to(run_dir):
             run_dir.mkdir(parents=True, exist_ok=True)
-            write_atomically(run_dir / CONFIG, dump_yaml(config.model_dump(mode="json")))
-        except OSError as error:
-            raise EnvironmentFault(
-                f"the run folder cannot be written: {error.strerror}",
-                where=run_dir,
-                fix="choose another `output`, or free disk space",
-            ) from error
+        replace_text(run_dir / CONFIG, dump_yaml(config.model_dump(mode="json")))
     dist.barrier()
     return config
 
@@ -91,7 +83,7 @@ def train(arguments: argparse.Namespace, world: World) -> Path:
             trainer.resume(checkpoint)
         if world.is_main:
             append_event(run_dir, "start", step=trainer.step, total_steps=trainer.total_steps)
-            write_atomically(run_dir / ENVIRONMENT, json.dumps(describe_environment(world), indent=1))
+            replace_text(run_dir / ENVIRONMENT, json.dumps(describe_environment(world), indent=1))
         trainer.run()
         if world.is_main:
             write_outcome(run_dir, "done", trainer.step)

@@ -27,10 +27,10 @@ from frepa_dist.runs import (
     STUDENT_WEIGHTS,
     checkpoint_name,
     list_checkpoints,
-    write_atomically,
 )
 from frepa_dist.train.engines import World
 from frepa_dist.train.submodules import Submodules
+from shards.atomic import replace_text
 from shards.support.errors import ConfigError, DataError, EnvironmentFault
 
 
@@ -149,10 +149,10 @@ def _commit(partial: Path, final: Path, keep: int) -> None:
             "size": path.stat().st_size,
             "crc32c": file_checksum(path),
         }
-    write_atomically(partial / MANIFEST, json.dumps({"files": entries}, indent=1))
+    replace_text(partial / MANIFEST, json.dumps({"files": entries}, indent=1))
     shutil.rmtree(final, ignore_errors=True)  # a damaged one that the run was resumed past
     partial.rename(final)
-    write_atomically(final.parent / LATEST, final.name + "\n")
+    replace_text(final.parent / LATEST, final.name + "\n")
     for old in list_checkpoints(final.parent.parent)[:-keep]:
         shutil.rmtree(old)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from shards.stream import SampleStream
 from torch import Tensor
 
 from frepa_dist.config import RunConfig
@@ -21,7 +22,6 @@ from frepa_dist.train.records import Averages, PhaseTimer, append_event, append_
 from frepa_dist.train.schedule import learning_rate
 from frepa_dist.train.submodules import Submodules
 from shards.order import check_batch_sizes
-from shards.stream import SampleStream
 from shards.support.errors import ConfigError, DivergedError
 from shards.support.progress import Progress
 from shards.support.telemetry import Telemetry
@@ -76,7 +76,9 @@ class Trainer:
             DivergedError: a loss is no longer finite.
         """
         silent = not self.world.is_main
-        with Progress(self.total_steps, "pretrain", unit="step", initial=self.step, silent=silent) as progress:
+        with Progress(
+            self.total_steps, "pretrain", unit="step", initial=self.step, silent=silent
+        ) as progress:
             self._logged_at = time.perf_counter()
             while self.step < self.total_steps:
                 self._run_epoch(progress)
@@ -91,7 +93,7 @@ class Trainer:
                 if micro_batches is None:
                     return
                 micro_batches = [self._to_device(batch) for batch in micro_batches]
-            self._train_step(micro_batches)
+            self.train_step(micro_batches)
             self.step, self.batches_applied = self.step + 1, self.batches_applied + 1
             note = ""
             if self.step % train.log_every == 0 or self.step == self.total_steps:
@@ -109,7 +111,7 @@ class Trainer:
             for name, value in batch.items()
         }
 
-    def _train_step(self, micro_batches: Sequence[Batch]) -> None:
+    def train_step(self, micro_batches: Sequence[Batch]) -> None:
         """One optimizer step over this rank's micro-batches of a global batch."""
         info = StepInfo(step=self.step, total_steps=self.total_steps, seed=self.config.train.seed)
         nets, engines = self.submodules.nets, self.submodules.engines.values()

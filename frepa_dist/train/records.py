@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frepa_dist.runs import EVENTS, METRICS, OUTCOME, read_metrics, write_atomically
+from frepa_dist.runs import EVENTS, METRICS, OUTCOME, read_metrics
 from frepa_dist.train.engines import World
+from shards.atomic import replace_text
 
 
 class PhaseTimer:
@@ -88,12 +89,12 @@ def append_event(run_dir: Path, event: str, **details: Any) -> None:
 def truncate_metrics(run_dir: Path, step: int) -> None:
     """Drop the lines after `step`: the steps that a crash undid are computed, and written, again."""
     kept = [record for record in read_metrics(run_dir) if record["step"] <= step]
-    write_atomically(run_dir / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
+    replace_text(run_dir / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def write_outcome(run_dir: Path, outcome: str, step: int, **details: Any) -> None:
     """Write how this start ended: `done` or `failed`."""
-    write_atomically(run_dir / OUTCOME, json.dumps({"outcome": outcome, "step": step, **details}) + "\n")
+    replace_text(run_dir / OUTCOME, json.dumps({"outcome": outcome, "step": step, **details}) + "\n")
 
 
 def describe_environment(world: World) -> dict[str, Any]:

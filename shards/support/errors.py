@@ -1,7 +1,7 @@
-"""Errors for people: what was wrong, where, what is allowed, how to mend it; each kind has a stable exit code.
+"""Errors for people: what was wrong, where, what is allowed, how to mend it; each with a stable exit code.
 
 Exit codes: 0 done, 1 bug, 2 usage or configuration, 3 data, 4 training diverged, 5 environment
-(disk, port, store), 75 stopped on request and ready to be resumed (EX_TEMPFAIL of sysexits.h).
+(disk, port, store).
 """
 
 from __future__ import annotations
@@ -57,9 +57,3 @@ class EnvironmentFault(FrepaError):
     """The machine refused: disk full, read-only folder, port in use, store unreachable."""
 
     exit_code = 5
-
-
-class StopRequested(FrepaError):
-    """The run was asked to stop, saved its state and can be resumed."""
-
-    exit_code = 75

@@ -6,11 +6,10 @@ rules read them as a string, false and eight.
 
 from __future__ import annotations
 
-import importlib.resources
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -31,8 +30,16 @@ class _Yaml12Loader(yaml.SafeLoader):
     """A safe loader with the scalar rules of the YAML 1.2 core schema."""
 
     # tables of its own: the ones of the parent belong to every SafeLoader
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
-    yaml_constructors = dict(yaml.SafeLoader.yaml_constructors)
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+    yaml_constructors: ClassVar[dict[str, Any]] = dict(yaml.SafeLoader.yaml_constructors)
+
+
+class _Yaml12Dumper(yaml.SafeDumper):
+    """A safe dumper that quotes every string which either set of rules would read as something else."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
+        first: list(rules) for first, rules in yaml.SafeDumper.yaml_implicit_resolvers.items()
+    }
 
 
 for _tag, _pattern, _first in (
@@ -43,7 +50,8 @@ for _tag, _pattern, _first in (
     ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
     ("merge", r"^(?:<<)$", "<"),
 ):
-    _Yaml12Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
+    for _side in (_Yaml12Loader, _Yaml12Dumper):
+        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
 
 
 def _construct_int(loader: _Yaml12Loader, node: yaml.ScalarNode) -> int:
@@ -84,7 +92,7 @@ def parse_yaml(text: str, *, where: object = "text") -> Any:
 
 def dump_yaml(value: Any) -> str:
     """Write plain data as YAML that both 1.1 and 1.2 readers understand."""
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    return yaml.dump(value, Dumper=_Yaml12Dumper, sort_keys=False, allow_unicode=True)
 
 
 def find_config(name: str | Path) -> Path:
@@ -96,7 +104,7 @@ def find_config(name: str | Path) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    shipped = Path(str(importlib.resources.files("configs")))
+    shipped = Path(__file__).parents[2] / "configs"  # beside the packages, in a checkout and in the wheel
     for candidate in (shipped / path, shipped / path.with_suffix(".yaml")):
         if candidate.is_file():
             return candidate

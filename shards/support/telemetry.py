@@ -55,5 +55,6 @@ class Telemetry:
             if name.startswith("time/"):
                 metric += "_seconds"
             if metric not in self._gauges:
-                self._gauges[metric] = Gauge(metric, f"{name} at the last logged step", registry=self._registry)
+                text = f"{name} at the last logged step"
+                self._gauges[metric] = Gauge(metric, text, registry=self._registry)
             self._gauges[metric].set(value)

@@ -1,0 +1,262 @@
+"""The `frepa` command. Heavy imports happen inside the commands, so that `frepa --help` is instant."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from shards.support.errors import ConfigError, DataError, FrepaError
+
+F = TypeVar("F", bound=Callable[..., Any])
+FOLDER = click.Path(path_type=Path)
+
+
+def set_option(function: F) -> F:
+    """Add `--set dotted.key=value`, repeatable."""
+    option = click.option(
+        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting; may be repeated."
+    )
+    return option(function)
+
+
+def ranks_options(function: F) -> F:
+    """Add the options of commands that start training on this machine."""
+    function = click.option(
+        "--num-ranks", type=click.IntRange(min=1), help="Processes; default: one per GPU, else two."
+    )(function)
+    return click.option(
+        "--master-port", type=click.IntRange(1, 65535), help="Port where ranks meet; default: a free one."
+    )(function)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("frepa"), prog_name="frepa")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    r"""Frequency-aware self-supervised pretraining of medical image encoders.
+
+    \b
+    frepa shards build IMAGES DATASET --modality fundus    images -> shards
+    frepa pretrain --config retmae/vit_b --set ...         shards -> encoder
+    frepa evaluate probe RUN IMAGES                        how good it is
+    frepa export RUN OUT                                   a folder that timm loads
+    """
+
+
+@cli.group("shards")
+def shards_group() -> None:
+    """Build and look at datasets."""
+
+
+@shards_group.command("build")
+@click.argument("sources", nargs=-1, required=True, type=FOLDER)
+@click.argument("dest", type=FOLDER)
+@click.option("--modality", required=True, help="What the images are: fundus, ct, mri, ...")
+@click.option("--size", default=512, show_default=True, help="Short side of a stored image in pixels.")
+@click.option("--source-name", "source", default=None, help="Name of this source in the dataset.")
+@click.option("--labels", default="none", show_default=True, help="none, folder, or a CSV file.")
+@click.option("--jobs", type=click.IntRange(min=1), default=None, help="Processes; default: one per core.")
+@click.option("--state", type=FOLDER, help="Private folder: salt, plan, names; default: DEST.state")
+@click.option(
+    "--keep-names", is_flag=True, help="Store file names in the dataset (they may identify patients)."
+)
+@set_option
+def shards_build(sources: tuple[Path, ...], dest: Path, overrides: tuple[str, ...], **options: Any) -> None:
+    """Build shards at DEST from folders of images, or extend the dataset that is there.
+
+    Interrupted, it goes on where it stopped when started again. The same input gives the same bytes.
+    """
+    from shards.build import BuildConfig, build_dataset
+
+    from shards.support.settings import apply_overrides, validate
+
+    options["jobs"] = options["jobs"] or len(os.sched_getaffinity(0))
+    given = {key: value for key, value in options.items() if value is not None}
+    config = validate(BuildConfig, apply_overrides(given, overrides), where="frepa shards build")
+    report = build_dataset(list(sources), dest, config)
+    click.echo(report.describe())
+
+
+@shards_group.command("inspect")
+@click.argument("dest", type=FOLDER)
+@click.option("--out", type=FOLDER, help="Contact sheet to write; default: DEST-hf-tokens.png beside DEST.")
+@click.option("--num", default=24, show_default=True, help="Images on the contact sheet.")
+@click.option("--seed", default=0, show_default=True, help="Which images are drawn.")
+def shards_inspect(dest: Path, out: Path | None, num: int, seed: int) -> None:
+    """Print counts of the dataset at DEST and draw a contact sheet with the HF tokens marked."""
+    from shards.inspect import contact_sheet, summarize
+
+    for line in summarize(dest):
+        click.echo(line)
+    out = out or dest.with_name(dest.name + "-hf-tokens.png")
+    contact_sheet(dest, out, num=num, seed=seed)
+    click.echo(f"contact sheet  {out}")
+
+
+@cli.command()
+@click.option("--config", required=True, help="Run config: a file, or the name of a shipped one.")
+@set_option
+@ranks_options
+def pretrain(config: str, overrides: tuple[str, ...], num_ranks: int | None, master_port: int | None) -> None:
+    """Pretrain on this machine through the `deepspeed` launcher.
+
+    On several nodes call the launcher itself:
+    deepspeed --hostfile HOSTS --module frepa_dist.train --config FILE --set ...
+    """
+    from cluster.launch import default_num_ranks, launch_training
+    from frepa_dist.config import RunConfig
+    from frepa_dist.runs import check_unused
+    from shards.order import check_batch_sizes
+    from shards.schema import load_snapshot
+    from shards.support.settings import load_settings
+
+    # what can be found wrong in a second is said before the ranks start
+    run = load_settings(RunConfig, config, overrides)
+    num_ranks = num_ranks or default_num_ranks()
+    check_unused(run.output)
+    check_batch_sizes(run.train.global_batch_size, num_ranks, run.train.micro_batch_size)
+    load_snapshot(run.data.root, run.data.snapshot)
+    arguments = ["--config", config, *(part for item in overrides for part in ("--set", item))]
+    sys.exit(launch_training(arguments, run.output, num_ranks, master_port))
+
+
+@cli.command()
+@click.argument("run", type=FOLDER)
+@ranks_options
+def resume(run: Path, num_ranks: int | None, master_port: int | None) -> None:
+    """Go on with the run at RUN from its newest whole checkpoint, as it was configured.
+
+    Takes as many ranks as the run had.
+    """
+    from cluster.launch import launch_training
+    from frepa_dist.runs import ENVIRONMENT, find_checkpoint, load_run_config
+
+    load_run_config(run)
+    find_checkpoint(run)
+    if num_ranks is None and (run / ENVIRONMENT).is_file():
+        num_ranks = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))["world_size"]
+    sys.exit(launch_training(["--resume", str(run)], run, num_ranks, master_port))
+
+
+@cli.group()
+def evaluate() -> None:
+    """Measure what an encoder has learned.
+
+    ENCODER is a run folder, an exported folder, an official MAE checkpoint, timm:NAME or random:SIZE.
+    """
+
+
+@evaluate.command("probe")
+@click.argument("encoder")
+@click.argument("images", type=FOLDER)
+@click.option("--labels", type=FOLDER, help="CSV with filename,label[,split]; default: a folder per class.")
+@click.option(
+    "--label-column", default="label", show_default=True, help="Column of the CSV that is the label."
+)
+@click.option("--out", type=FOLDER, help="JSON file for the result.")
+@click.option("--seed", default=0, show_default=True, help="Of the split and the bootstrap.")
+def evaluate_probe(
+    encoder: str, images: Path, labels: Path | None, label_column: str, out: Path | None, seed: int
+) -> None:
+    """Linear probe: logistic regression on frozen features, AUROC with a bootstrap interval."""
+    from frepa_dist.evaluate.probe import run_probe
+
+    result = run_probe(encoder, images, labels, label_column=label_column, seed=seed)
+    write_result(result.as_json(), out)
+    click.echo(result.describe())
+
+
+@evaluate.command("cka")
+@click.argument("encoder")
+@click.argument("images", type=FOLDER)
+@click.option("--num", default=512, show_default=True, help="Most images to use.")
+@click.option("--out", type=FOLDER, help="JSON file for the result.")
+@click.option("--seed", default=0, show_default=True, help="Which images, and of the random tokens.")
+def evaluate_cka(encoder: str, images: Path, num: int, out: Path | None, seed: int) -> None:
+    """CKA of the full image's features with those of its HF, LF and random tokens and of filtered images.
+
+    IMAGES is a folder of images or a dataset of shards.
+    """
+    from frepa_dist.evaluate.cka import run_cka
+
+    result = run_cka(encoder, images, num=num, seed=seed)
+    write_result(result.as_json(), out)
+    click.echo(result.describe())
+
+
+def write_result(result: dict[str, Any], out: Path | None) -> None:
+    """Write a result as JSON where a file is named."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+@cli.command()
+@click.argument("run", type=FOLDER)
+@click.argument("out_dir", type=FOLDER)
+@click.option("--step", type=int, help="Checkpoint to export; default: the newest.")
+def export(run: Path, out_dir: Path, step: int | None) -> None:
+    """Write the encoder of RUN as a folder that `timm.create_model("local-dir:OUT_DIR")` loads."""
+    from frepa_dist.export import export_encoder
+
+    export_encoder(run, out_dir, step)
+    click.echo(
+        f'exported to {out_dir}; load it with timm.create_model("local-dir:{out_dir}", pretrained=True)'
+    )
+
+
+@cli.command()
+@click.argument("run", type=FOLDER)
+@click.option("--out", type=FOLDER, help="Page to write; default: RUN/report.html.")
+@click.option("--probe", type=FOLDER, help="JSON result of `frepa evaluate probe` to show.")
+@click.option("--cka", type=FOLDER, help="JSON result of `frepa evaluate cka` to show.")
+@click.option("--note", "notes", multiple=True, help="A sentence for the top of the page; may be repeated.")
+def report(run: Path, out: Path | None, probe: Path | None, cka: Path | None, notes: tuple[str, ...]) -> None:
+    """Write a page about RUN: curves, reconstructions with spectra, HF tokens, evaluation, config."""
+    from frepa_dist.evaluate.report import build_report
+
+    out = out or run / "report.html"
+    build_report(run, out, probe=read_result(probe), cka=read_result(cka), notes=notes)
+    click.echo(f"report  {out}")
+
+
+def read_result(path: Path | None) -> dict[str, Any] | None:
+    """Read a JSON result, where one is named."""
+    if path is None:
+        return None
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"not a result of `frepa evaluate`: {error}", where=path) from error
+    return result
+
+
+def main() -> None:
+    """Run the command line: errors are one line and an exit code, tracebacks only with --debug."""
+    debug = "--debug" in sys.argv
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(ConfigError.exit_code)
+    except FrepaError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"frepa: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+import subprocess
+import sys
+import time
+
+import pytest
+
+FREPA = [sys.executable, "-m", "cluster.cli"]
+
+
+def frepa(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*FREPA, *arguments], capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def assert_one_line_error(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    assert result.returncode == code, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("frepa: error: ")]
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['frepa', '--help']\n"
+        "import cluster.cli\n"
+        "try: cluster.cli.main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'deepspeed', 'ray', 'cv2', 'numpy', 'timm', 'matplotlib'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+    assert "shards build" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("pretrain", "--config", "no/such"), 2, ("no such config file", "demo/retmae.yaml")),
+        (("pretrain", "--config", "demo/retmae", "--set", "train.step=3"), 2, ("train.step", "allowed here")),
+        (("pretrain", "--config", "demo/retmae", "--set", "train.steps"), 2, ("--set dotted.key=value",)),
+        (("pretrain", "--config", "demo/retmae", "--num-ranks", "3"), 2, ("32", "3", "16")),
+        (("resume", "{tmp}/none"), 3, ("not a run folder",)),
+        (("export", "{tmp}/none", "{tmp}/out"), 3, ("not a run folder",)),
+        (("shards", "build", "{tmp}/none", "{tmp}/d", "--modality", "fundus"), 3, ("none",)),
+        (("shards", "build", "{tmp}", "{tmp}/d", "--modality", "cat"), 2, ("cat", "fundus")),
+        (("shards", "inspect", "{tmp}"), 3, ("frepa shards build",)),
+    ],
+)
+def test_bad_input_is_one_line_and_a_stable_code(tmp_path, arguments, code, words):
+    result = frepa(*(part.format(tmp=tmp_path) for part in arguments))
+    assert_one_line_error(result, code, *words)
+
+
+def test_no_dataset_is_said_before_ranks_start(tmp_path):
+    start = time.monotonic()
+    result = frepa("pretrain", "--config", "demo/retmae", "--set", f"data.root={tmp_path}")
+    assert_one_line_error(result, 3, str(tmp_path), "frepa shards build")
+    assert time.monotonic() - start < 60
+
+
+def test_usage_errors_have_code_2():
+    assert frepa("pretrain").returncode == 2
+    assert frepa("shards", "bild").returncode == 2

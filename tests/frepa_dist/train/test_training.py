@@ -1,0 +1,216 @@
+"""Training through the real launcher: `frepa pretrain`, two gloo ranks, ZeRO, kill -9, resume."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from shards.build import BuildConfig, build_dataset
+
+from frepa_dist.runs import find_checkpoint, list_checkpoints, read_json_lines, read_metrics
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]
+
+STEPS = 10
+NUM_IMAGES = 27  # batches of 8: three an epoch, three samples left over
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for number in range(NUM_IMAGES):
+        coarse = Image.fromarray(rng.integers(0, 255, (9, 9, 3), dtype=np.uint8)).resize((72, 72))
+        noisy = np.asarray(coarse, dtype=np.int16) + rng.integers(-20, 20, (72, 72, 3))
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.png")
+    root = tmp_path_factory.mktemp("dataset") / "shards"
+    build_dataset([folder], root, BuildConfig(modality="fundus", size=72, jobs=1))
+    return root
+
+
+def arguments(dataset: Path, run: Path, **settings: object) -> list[str]:
+    chosen = {
+        "output": run,
+        "data.root": dataset,
+        "method.model.image_size": 64,
+        "method.hmi.warmup_fraction": 0.0,
+        "train.global_batch_size": 8,
+        "train.micro_batch_size": 2,
+        "train.steps": STEPS,
+        "train.log_every": 1,
+        "train.checkpoint_every": 4,
+        **settings,
+    }
+    sets = [part for key, value in chosen.items() for part in ("--set", f"{key}={value}")]
+    return ["pretrain", "--config", "demo/retmae", *sets]
+
+
+def frepa(*parts: str, num_ranks: int = 2) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cluster.cli", *parts, "--num-ranks", str(num_ranks)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+
+
+def kill_in_the_middle(parts: list[str], run: Path, at_step: int) -> None:
+    """Start a run and kill -9 launcher and ranks as soon as `at_step` is in the metrics."""
+    command = [sys.executable, "-m", "cluster.cli", *parts, "--num-ranks", "2"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not any(record["step"] >= at_step for record in read_metrics(run)):
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        parent = psutil.Process(process.pid)
+        family = [*parent.children(recursive=True), parent]
+        for member in family:
+            member.kill()
+        psutil.wait_procs(family, timeout=20)
+    assert not (run / "outcome.json").exists()
+
+
+def trace(run: Path) -> list[tuple[float, ...]]:
+    """What must not depend on an interruption: every number of every step, but for the clock's."""
+    return [
+        tuple(value for name, value in sorted(record.items()) if "time/" not in name and "second" not in name)
+        for record in read_metrics(run)
+    ]
+
+
+def assert_same_checkpoint(one: Path, other: Path) -> None:
+    ours, theirs = load_file(one / "student.safetensors"), load_file(other / "student.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    state, again = (
+        torch.load(folder / "state.pt", weights_only=True)["submodules"] for folder in (one, other)
+    )
+    teacher, teacher_again = state["teachers"]["teacher"], again["teachers"]["teacher"]
+    assert all(torch.equal(teacher[name], teacher_again[name]) for name in teacher)
+    critic, critic_again = state["plain"]["critic"]["module"], again["plain"]["critic"]["module"]
+    assert all(torch.equal(critic[name], critic_again[name]) for name in critic)
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def uninterrupted(request: pytest.FixtureRequest, dataset: Path, tmp_path_factory: pytest.TempPathFactory):
+    run = tmp_path_factory.mktemp(request.param) / "run"
+    result = frepa(*arguments(dataset, run, **{"train.precision": request.param}))
+    assert result.returncode == 0, result.stderr
+    return request.param, run
+
+
+def test_a_run_leaves_what_others_read(uninterrupted):
+    precision, run = uninterrupted
+    metrics = read_metrics(run)
+    assert [record["step"] for record in metrics] == list(range(1, STEPS + 1))
+    assert all(np.isfinite(value) for record in metrics for value in record.values())
+    assert {"loss", "loss/rec", "loss/hmi", "mi/estimate", "teacher/distance", "lr"} <= metrics[-1].keys()
+    assert json.loads((run / "outcome.json").read_text())["outcome"] == "done"
+    assert [int(path.name[5:]) for path in list_checkpoints(run)] == [4, 8, 10]
+    weights = load_file(find_checkpoint(run) / "student.safetensors")
+    assert all(value.dtype == torch.float32 for value in weights.values())
+    if precision == "bf16":  # the master weights, not bf16 ones widened
+        weight = weights["blocks.0.attn.qkv.weight"]
+        assert not torch.equal(weight, weight.bfloat16().float())
+    assert metrics[-1]["teacher/distance"] > 0
+    assert [r["event"] for r in read_json_lines(run / "events.jsonl")][0] == "start"
+
+
+def test_the_teacher_is_the_fp32_average_of_the_student(uninterrupted):
+    _, run = uninterrupted
+    state = torch.load(find_checkpoint(run) / "state.pt", weights_only=True)["submodules"]
+    teacher = state["teachers"]["teacher"]
+    student = load_file(find_checkpoint(run) / "student.safetensors")
+    first = load_file(find_checkpoint(run, 4) / "student.safetensors")
+    name = "blocks.0.attn.qkv.weight"
+    assert teacher[name].dtype == torch.float32
+    # it lags behind: nearer to an old student than that old student is to the new one
+    assert (teacher[name] - first[name]).norm() < (student[name] - first[name]).norm()
+    assert not torch.equal(teacher[name], student[name])
+
+
+def test_kill_and_resume_equal_the_uninterrupted_run(uninterrupted, dataset, tmp_path):
+    precision, whole = uninterrupted
+    run = tmp_path / "run"
+    kill_in_the_middle(arguments(dataset, run, **{"train.precision": precision}), run, at_step=6)
+    result = frepa("resume", str(run))
+    assert result.returncode == 0, result.stderr
+    assert trace(run) == trace(whole)
+    assert_same_checkpoint(find_checkpoint(run), find_checkpoint(whole))
+
+
+def test_one_rank_with_accumulation_trains_as_two_without(uninterrupted, dataset, tmp_path):
+    precision, whole = uninterrupted
+    if precision == "bf16":
+        pytest.skip("bf16 rounds sums in the order in which they are cut")
+    run = tmp_path / "run"
+    changes = {"train.precision": precision, "train.micro_batch_size": 4, "train.zero_stage": 0}
+    result = frepa(*arguments(dataset, run, **changes), num_ranks=1)
+    assert result.returncode == 0, result.stderr
+    for ours, theirs in zip(read_metrics(run), read_metrics(whole), strict=True):
+        for name in ("loss", "loss/rec", "loss/hmi", "gradient_norm/student", "teacher/distance"):
+            if name in theirs:
+                assert ours[name] == pytest.approx(theirs[name], rel=2e-3, abs=2e-5), (name, ours["step"])
+
+
+def test_a_damaged_checkpoint_is_passed_over(uninterrupted, dataset, tmp_path):
+    precision, whole = uninterrupted
+    if precision == "bf16":
+        pytest.skip("shown in fp32")
+    run = tmp_path / "run"
+    kill_in_the_middle(arguments(dataset, run, **{"train.precision": precision}), run, at_step=9)
+    newest = find_checkpoint(run, 8) / "student.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    result = frepa("resume", str(run))
+    assert result.returncode == 0, result.stderr
+    assert [r["step"] for r in read_json_lines(run / "events.jsonl") if r["event"] == "start"] == [0, 4]
+    assert trace(run) == trace(whole)
+
+
+def error_line(result: subprocess.CompletedProcess[str]) -> str:
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("frepa: error: ")]
+    assert lines, result.stderr
+    return lines[0]
+
+
+def test_a_used_run_folder_is_refused(uninterrupted, dataset):
+    _, run = uninterrupted
+    result = frepa(*arguments(dataset, run))
+    assert result.returncode == 2
+    assert "frepa resume" in error_line(result)
+
+
+def test_resuming_with_other_ranks_is_refused(uninterrupted):
+    _, run = uninterrupted
+    outcome = (run / "outcome.json").read_text()
+    result = frepa("resume", str(run), num_ranks=1)
+    (run / "outcome.json").write_text(outcome)
+    assert result.returncode == 2
+    assert "--num-ranks 2" in error_line(result)
+
+
+def test_a_metrics_port_in_use_ends_the_run_with_code_5(dataset, tmp_path):
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        settings = {"train.metrics_port": port, "train.micro_batch_size": 8}
+        result = frepa(*arguments(dataset, tmp_path / "run", **settings), num_ranks=1)
+    assert result.returncode == 5
+    assert "train.metrics_port" in error_line(result)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_code_4(dataset, tmp_path):
+    settings = {"train.base_learning_rate": 1e30, "train.micro_batch_size": 8, "train.precision": "fp32"}
+    result = frepa(*arguments(dataset, tmp_path / "run", **settings), num_ranks=1)
+    assert result.returncode == 4, result.stderr
+    assert "no longer finite" in error_line(result)
