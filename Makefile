@@ -5,6 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # a folder of your own images; empty takes the images that scikit-image ships
 DATA   ?=
+# how often each random fault of `make soak` is repeated
 SOAK_REPEATS ?= 20
 
 .PHONY: setup demo test check bench soak constraints clean
@@ -36,7 +37,7 @@ bench: setup
 	$(BIN)/python tools/bench_step.py
 
 soak: setup
-	SOAK_REPEATS=$(SOAK_REPEATS) $(BIN)/python tools/soak_resume.py --repeats $(SOAK_REPEATS)
+	FREPA_SOAK_REPEATS=$(SOAK_REPEATS) $(BIN)/python -m pytest -m soak
 
 # from an empty environment, the newest versions that pyproject.toml allows
 constraints:

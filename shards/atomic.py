@@ -56,7 +56,7 @@ def writing_to(path: Path) -> Iterator[None]:
         raise EnvironmentFault(
             f"cannot be written: {error.strerror or error}",
             where=path,
-            fix="free disk space or choose a destination that can be written, then run the same command again",
+            fix="free disk space or choose another destination, then run the same command again",
         ) from error
 
 

@@ -20,13 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 Float32 = npt.NDArray[np.float32]
-Bool = npt.NDArray[np.bool_]
+Mask = npt.NDArray[np.uint8]  # 0 or 1
 
 WORKING_SIZE = 128
-SATURATED = 0.97  # paper-white corners: all channels above this share of the image's maximum
-MIN_CONTRAST = 0.04  # inside minus surround, as a share of the image's range
+PAPER_WHITE = 0.97  # all channels above this share of the brightest
 MIN_AREA = 0.1  # a smaller field of view is not believed
-MAX_SPREAD = 0.25  # a surround is flat: its 90th minus 10th percentile, as a share of inside minus surround
+MIN_FRAME_SHARE = 0.02  # of the frame's length that a surround must take
+MAX_WIDTH, MAX_RELATIVE_WIDTH = 0.015, 0.08  # half of a surround's pixels lie within this, or this x contrast
+MAX_RATIO = 0.6  # of the surround's level to the inside's
+MAX_SPLITS = 3
 
 
 def soft_field_of_view(
@@ -55,14 +57,15 @@ def soft_field_of_view(
     height, width = image.shape[:2]
     scale = max(height, width) / max(mask.shape)
     # from the first inside pixel's center; its near edge, half a pixel out, is the rim
-    distance = (cv2.distanceTransform(mask, cv2.DIST_L2, 5) - 0.5) * scale
+    framed = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    distance = (cv2.distanceTransform(framed, cv2.DIST_L2, 5)[1:-1, 1:-1] - 0.5) * scale
     ramp = np.asarray((distance - erosion) / softness + 0.5, np.float32)
     soft = cv2.resize(ramp, (width, height), interpolation=cv2.INTER_LINEAR)
     return np.asarray(cv2.min(cv2.max(soft, 0), 1))
 
 
-def _working_copy(image: npt.NDArray[np.generic]) -> tuple[Float32, Bool]:
-    """Shrink by area; return the brightest channel scaled to [0, 1] (h, w), and where it is paper white."""
+def _working_copy(image: npt.NDArray[np.generic]) -> tuple[Float32, Mask]:
+    """Shrink by area; return the brightest channel as a share of its maximum (h, w), and where it is paper white."""
     height, width = image.shape[:2]
     scale = min(1.0, WORKING_SIZE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -70,52 +73,78 @@ def _working_copy(image: npt.NDArray[np.generic]) -> tuple[Float32, Bool]:
     channels = cv2.split(small.astype(np.float32))
     level, darkest = reduce(cv2.max, channels), reduce(cv2.min, channels)
     low, high, _, _ = cv2.minMaxLoc(level)
-    if high <= low:
-        return np.zeros_like(level), np.zeros(level.shape, bool)
-    white = darkest >= low + SATURATED * (high - low)
-    return np.asarray(cv2.GaussianBlur((level - low) / (high - low), (3, 3), 0)), white
+    zero = min(low, 0.0)  # zero is black, but where there are negative values
+    span = max(high - zero, np.finfo(np.float32).tiny)
+    white = (darkest - zero >= PAPER_WHITE * span).astype(np.uint8)
+    return np.asarray(cv2.GaussianBlur((level - zero) / span, (3, 3), 0)), white
 
 
-def _inside(level: Float32, white: Bool, threshold: float) -> Bool | None:
-    """Separate the inside from a dark and a white surround; None when there is no plausible surround."""
+def _inside(level: Float32, white: Mask, threshold: float) -> Mask | None:
+    """Separate the inside from a white and a dark surround; None when neither is plausible."""
     paper = _reaching_frame(white)
-    rest = level[~paper]
+    if paper.any():
+        paper = cv2.dilate(paper, np.ones((7, 7), np.uint8))  # its blurred edge is not dark
+    rest = level[paper == 0]
     if rest.size == 0:
         return None
-    split = _otsu(rest)
-    dark = _reaching_frame(paper | (level <= split)) & ~paper
-    if not dark.any():
-        return ~paper if paper.any() else None
-    low, surround, high = np.percentile(level[dark], (10, 50, 90))
-    inside = float(np.median(level[~paper & ~dark])) if (~paper & ~dark).any() else surround
-    contrast = inside - surround
-    if contrast < MIN_CONTRAST or high - low > MAX_SPREAD * contrast:
-        return ~paper if paper.any() else None
-    outside = _reaching_frame(paper | (level <= surround + threshold * contrast))
-    return ~outside
+    surround = _dark_surround(level, paper, rest)
+    if surround is None:
+        return 1 - paper if paper.any() else None
+    low, inside = surround
+    dark = (level <= low + threshold * (inside - low)).astype(np.uint8)
+    return 1 - _reaching_frame(paper | dark)
+
+
+def _dark_surround(level: Float32, paper: Mask, rest: Float32) -> tuple[float, float] | None:
+    """Levels of a dark surround and of the inside, or None.
+
+    The surround is sought among the pixels along the frame (and along white paper) below Otsu's threshold, then,
+    where a vignetted inside is among them, below Otsu's threshold of the darker part. It is there when half of
+    them lie in a narrow interval (the shorth), well below the inside.
+    """
+    beyond = cv2.copyMakeBorder(paper, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=1)
+    along = cv2.dilate(beyond, np.ones((3, 3), np.uint8))[1:-1, 1:-1] > paper
+    frame = np.sort(level[along])
+    for _ in range(MAX_SPLITS):
+        split = _otsu(rest)
+        seeds = frame[: int(np.searchsorted(frame, split, side="right"))]
+        if seeds.size < MIN_FRAME_SHARE * frame.size or seeds.size < 2:
+            return None
+        half = seeds.size // 2
+        widths = seeds[half:] - seeds[: seeds.size - half]
+        start = int(np.argmin(widths))
+        low = float(seeds[start : start + half + 1].mean())
+        inside = float(np.median(level[(level > split) & (paper == 0)]))
+        flat = float(widths[start]) <= max(MAX_WIDTH, MAX_RELATIVE_WIDTH * (inside - low))
+        if flat and low <= MAX_RATIO * inside:
+            return low, inside
+        rest = rest[rest <= split]
+    return None
 
 
 def _otsu(values: Float32) -> float:
     """Otsu's threshold of values in [0, 1]."""
-    split, _ = cv2.threshold((values * 255).astype(np.uint8), 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
-    return float(split) / 255
+    low, high = float(values.min()), float(values.max())
+    coarse = ((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+    split, _ = cv2.threshold(coarse, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
+    return low + (split + 1) / 255 * (high - low)
 
 
-def _reaching_frame(mask: Bool) -> Bool:
+def _reaching_frame(mask: Mask) -> Mask:
     """Keep the parts of `mask` (h, w) that touch the frame."""
-    _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
-    touches = np.zeros(int(labels.max()) + 1, bool)
-    touches[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = True
-    touches[0] = False
-    kept: Bool = touches[labels]
+    _, labels = cv2.connectedComponents(mask, connectivity=4)
+    touches = np.zeros(int(labels.max()) + 1, np.uint8)
+    touches[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = 1
+    touches[0] = 0
+    kept: Mask = touches[labels]
     return kept
 
 
-def _largest_part(mask: Bool, convex: bool) -> npt.NDArray[np.uint8]:
+def _largest_part(mask: Mask, convex: bool) -> Mask:
     """Cut off tabs and lettering, keep the largest component, fill its holes, and its dents if `convex`."""
     radius = max(1, round(0.03 * min(mask.shape)))
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    opened = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, disc)
+    opened = cv2.morphologyEx(mask, cv2.MORPH_OPEN, disc)
     contours, _ = cv2.findContours(opened, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     filled = np.zeros_like(opened)
     if contours:

@@ -48,7 +48,8 @@ class HFParams(Settings):
         fov_convex: fill dents of the field of view, such as shadows at the rim.
         fov_erosion: distance from the rim at which the soft mask is one half.
         fov_softness: width of the soft mask's ramp from 0 to 1.
-        frame_taper: width of the ramp to the mean at the frame's edges (the filter is periodic).
+        frame_taper: where the whole frame is the field of view, width of the ramp to the mean at its edges: the
+            filter is periodic, and opposite edges differ.
         background_sigma: of the Gaussian background that is subtracted.
         cutoff_cycles: of the Butterworth high-pass, in cycles per S.
         order: of the Butterworth high-pass: gain f^2n / (f^2n + cutoff^2n).
@@ -61,7 +62,7 @@ class HFParams(Settings):
     fov_convex: bool = True
     fov_erosion: float = Field(0.02, ge=0, le=0.25)
     fov_softness: float = Field(0.04, gt=0, le=0.5)
-    frame_taper: float = Field(0.015, ge=0, le=0.25)
+    frame_taper: float = Field(0.025, ge=0, le=0.25)
     background_sigma: float = Field(0.04, gt=0, le=1)
     cutoff_cycles: float = Field(13.4, gt=0)
     order: int = Field(2, ge=1, le=8)
@@ -222,7 +223,7 @@ def _soft_mask(image: Image, params: HFParams) -> tuple[Float32, Float32 | None]
         raise DataError("the image holds NaN or infinity")
     height, width = image.shape[:2]
     side = min(height, width)
-    soft, inside = None, None
+    soft = None
     if params.fov == "adaptive":
         soft = soft_field_of_view(
             image,
@@ -232,24 +233,15 @@ def _soft_mask(image: Image, params: HFParams) -> tuple[Float32, Float32 | None]
             softness=params.fov_softness * side,
         )
     if soft is None:
-        soft = np.ones((height, width), np.float32)
-    else:
-        inside = cv2.threshold(soft, params.binarize, 1, cv2.THRESH_BINARY)[1]
-    _taper(soft, params.frame_taper * side)
-    return soft, inside
+        return np.outer(_taper(height, params.frame_taper * side), _taper(width, params.frame_taper * side)), None
+    return soft, cv2.threshold(soft, params.binarize, 1, cv2.THRESH_BINARY)[1]
 
 
-def _taper(soft: Float32, length: float) -> None:
-    """Let the mask fall to zero over `length` pixels at the frame's edges, in place."""
-    num = min(int(np.ceil(length)), (min(soft.shape) + 1) // 2)
-    for pixel in range(num):
-        value = (pixel + 0.5) / length
-        if value >= 1:
-            break
-        soft[pixel] *= value
-        soft[-1 - pixel] *= value
-        soft[:, pixel] *= value
-        soft[:, -1 - pixel] *= value
+def _taper(size: int, length: float) -> Float32:
+    """Window of ones that falls to zero over `length` pixels at both ends."""
+    pixel = np.arange(size)
+    from_end = np.minimum(pixel, size - 1 - pixel) + 0.5
+    return np.minimum(from_end / max(length, 1e-6), 1).astype(np.float32)
 
 
 def _fill(channel: Float32, soft: Float32) -> Float32:

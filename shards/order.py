@@ -3,8 +3,9 @@
     shards of the epoch, permuted -> cut by sample count into C streams -> shuffled inside blocks of a stream
     slot j of a global batch of G comes from stream floor(j C / G); rank r of W reads slots [r G/W, (r+1) G/W)
 
-Ranks and workers do not enter, so a run may go on with another number of them. Nothing is replayed either: the
-permuted shards form a line of samples, batch k is arithmetic on it, and only the blocks it touches are shuffled.
+Ranks and workers do not enter, so a run may go on with another number of them. Nothing is replayed either:
+the permuted shards form a line of samples, batch k is arithmetic on it, and only the blocks that it touches
+are shuffled.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from pydantic import Field
 from shards.draws import sample_rng
 from shards.support.errors import ConfigError, DataError
 from shards.support.settings import Settings
-
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -52,6 +52,12 @@ class Slots(NamedTuple):
     row: NDArray[np.int32]
     """Row of the shard's index."""
 
+    def part(self, begin: int, end: int) -> Slots:
+        """Return some consecutive ones of these slots."""
+        return Slots(
+            self.position[begin:end], self.slot[begin:end], self.shard[begin:end], self.row[begin:end]
+        )
+
 
 def choose_num_streams(global_batch_size: int, preferred: int = 16) -> int:
     """Return the largest divisor of the global batch size that is at most `preferred`."""
@@ -65,29 +71,27 @@ def check_batch_sizes(global_batch_size: int, world_size: int, micro_batch_size:
         ConfigError: the division leaves a rest.
     """
     step = world_size * micro_batch_size
-    if step > 0 and global_batch_size % step == 0:
+    if global_batch_size % step == 0:
         return global_batch_size // step
-    named = (
-        f"{global_batch_size} is not a multiple of world size {world_size} x micro-batch {micro_batch_size}"
-    )
-    if step <= 0:
-        raise ConfigError(f"global batch size {named}", allowed="positive numbers")
-    batches = [
-        f"{b}" for b in (global_batch_size // step * step, (global_batch_size // step + 1) * step) if b
-    ]
-    fix = f"a global batch size of {' or '.join(batches)}"
+    below = global_batch_size // step * step
+    fix = f"take a global batch of {f'{below} or ' if below else ''}{below + step}"
     if global_batch_size % world_size == 0:
-        share = global_batch_size // world_size
-        near = sorted(
-            (m for m in range(1, share + 1) if share % m == 0), key=lambda m: abs(m - micro_batch_size)
-        )
-        fix += f", or a micro-batch of {' or '.join(str(m) for m in sorted(near[:3]))}"
-    raise ConfigError(f"global batch size {named}", where="batch sizes", fix=f"take {fix}")
+        fix += f", or a micro-batch of {_near_divisors(global_batch_size // world_size, micro_batch_size)}"
+    raise ConfigError(
+        f"a global batch of {global_batch_size} is no multiple of {world_size} ranks x micro-batch "
+        f"{micro_batch_size}",
+        fix=fix,
+    )
+
+
+def _near_divisors(number: int, wanted: int) -> str:
+    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    return " or ".join(map(str, sorted(sorted(divisors, key=lambda d: abs(d - wanted))[:3])))
 
 
 def skip_excluded(places: NDArray[np.int64], excluded: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the rows at `places` among the rows that are not excluded (`excluded`: sorted, unique)."""
-    # the i-th excluded row has excluded[i] - i kept rows before it, and moves every place from there on by one
+    # the i-th excluded row has excluded[i] - i kept rows before it, and moves every later place by one
     return places + np.searchsorted(excluded - np.arange(len(excluded)), places, side="right")
 
 
@@ -200,12 +204,10 @@ def plan_epoch(
     size = config.global_batch_size
     num_streams = config.num_streams or choose_num_streams(size)
     if size % num_streams:
-        near = [c for c in range(1, size + 1) if size % c == 0]
-        near = sorted(sorted(near, key=lambda c: abs(c - num_streams))[:3])
         raise ConfigError(
             f"{num_streams} streams do not divide a global batch of {size}",
             where="num_streams",
-            fix=f"take {' or '.join(map(str, near))}",
+            fix=f"take {_near_divisors(size, num_streams)}",
         )
     visits, counts = _visits(shard_counts, exclusions, config, epoch, modalities)
     visits = sample_rng(config.seed, epoch, 0, "order.shards").permutation(visits)
@@ -232,7 +234,7 @@ def _visits(
     epoch: int,
     modalities: Sequence[str] | None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the shards that an epoch reads, each as often as it does, and the kept samples of every shard."""
+    """Return the shards of an epoch, each as often as it is read, and every shard's kept samples."""
     counts = np.array(shard_counts, dtype=np.int64)
     for shard, rows in (exclusions or {}).items():
         counts[shard] -= len(rows)
@@ -252,8 +254,8 @@ def _choose_shards(
 ) -> NDArray[np.int64]:
     """Return the shards of an epoch, each as often as it is read.
 
-    A modality of m shards and weight w walks around its shards, in an order of its own that is the same in all
-    epochs, floor((e + 1) w m) - floor(e w m) shards in epoch e: every shard is read equally often in the long run.
+    A modality of m shards and weight w walks around its shards, in the same order in all epochs, by
+    floor((e + 1) w m) - floor(e w m) shards in epoch e: in the long run each is read equally often.
     """
     weights = config.modality_weights
     if not weights:

@@ -2,28 +2,31 @@
 
 CKA (Kornblith et al., arXiv 1905.00414) from a few hundred images is biased upward: independent noise scores
 well above 0. The unbiased estimator of HSIC (Song et al., JMLR 13, 2012, eq. 5; used for CKA by Nguyen et
-al., arXiv 2010.15327) mends that. It is computed here as an inner product of U-centered kernels (Szekely &
-Rizzo, 2014), which is the same number and cannot make HSIC(K, K) negative, so no root of a negative number is
-ever taken.
+al., arXiv 2010.15327) mends that. It is computed here as an inner product of U-centered kernels (Szekely and
+Rizzo, Annals of Statistics 42, 2014), which is the same number and cannot make HSIC(K, K) negative, so no
+root of a negative number is ever taken.
 
-Shapes: n images, D width.
+Shapes: n images, D width, N patches.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field
 
-from frepa_dist.evaluate.features import Encoder, check_token_subsets
-from frepa_dist.evaluate.pixels import View
+from frepa_dist.evaluate.features import Encoder, load_encoder, stack_images
+from frepa_dist.evaluate.views import View, ViewLoader, list_views
 from frepa_dist.spectrum import gaussian_high_pass, gaussian_low_pass
 from shards.draws import sample_rng
 from shards.support.errors import DataError
+from shards.support.progress import Progress
 from shards.support.settings import Settings
 
 Float64 = npt.NDArray[np.float64]
@@ -43,7 +46,9 @@ def centered_kernel(features: npt.NDArray[Any]) -> Float64:
     if n < MIN_IMAGES:
         raise DataError(f"debiased CKA of {n} images", allowed=f"at least {MIN_IMAGES} images")
     if not np.isfinite(features).all():
-        raise DataError("the features hold NaN or infinity", fix="check that the encoder's weights are finite")
+        raise DataError(
+            "the features hold NaN or infinity", fix="check that the encoder's weights are finite"
+        )
     x = np.asarray(features, np.float64)
     # HSIC ignores a common shift; taking it out first keeps rounding from drowning small differences
     x = x - x.mean(axis=0)
@@ -89,7 +94,7 @@ def debiased_linear_cka(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float:
     return cka_of_kernels(centered_kernel(x), centered_kernel(y))
 
 
-def jackknife_error(x: npt.NDArray[Any], y: npt.NDArray[Any], num_groups: int = NUM_GROUPS) -> float:
+def jackknife_error(x: npt.NDArray[Any], y: npt.NDArray[Any], num_groups: int = NUM_GROUPS) -> float | None:
     """Standard error of the debiased CKA over images, by leaving out one group of them at a time.
 
     A bootstrap would not do: it repeats images, and a pair of equal images looks like similarity that both
@@ -101,17 +106,188 @@ def jackknife_error(x: npt.NDArray[Any], y: npt.NDArray[Any], num_groups: int = 
         num_groups: as many groups of neighboring rows, or n where that is less.
 
     Returns:
-        The standard error; NaN never, infinity where the groups leave fewer than 4 images.
+        The standard error, None where the groups leave fewer than 4 images.
     """
     n = len(x)
     groups = np.array_split(np.arange(n), min(num_groups, n))
     if n - len(groups[0]) < MIN_IMAGES:
-        return math.inf
-    # U-centering is a projection, so the kernels of a subset can be cut out of the centered whole
+        return None
+    # centering again what was cut out of a centered kernel gives the centered kernel of the subset
     k, l = centered_kernel(x), centered_kernel(y)  # noqa: E741
     values = []
     for group in groups:
-        kept = np.setdiff1d(np.arange(n), group, assume_unique=True)
+        kept = np.delete(np.arange(n), group)
         values.append(cka_of_kernels(_u_center(k[np.ix_(kept, kept)]), _u_center(l[np.ix_(kept, kept)])))
     spread = np.square(np.asarray(values) - np.mean(values)).sum()
     return float(np.sqrt((len(groups) - 1) / len(groups) * spread))
+
+
+class CkaConfig(Settings):
+    """What is compared.
+
+    Attributes:
+        num: most images of a modality.
+        keep: share of the patches in a subset.
+        cutoff_cycles: of the Gaussian filters, in cycles per image side; 13.4 is that of the HF tokens.
+        batch_size: images at a time.
+        seed: of the choice of images and of the random subsets.
+    """
+
+    num: int = Field(ge=MIN_IMAGES)
+    keep: float = Field(gt=0, lt=1)
+    cutoff_cycles: float = Field(gt=0)
+    batch_size: int = Field(ge=1)
+    seed: int = Field(ge=0)
+
+
+class CkaRow(Settings):
+    """CKA of the full image with one reduced input.
+
+    Attributes:
+        modality: of the images; modalities are never mixed, their difference alone would make any two
+            representations look alike.
+        variant: name of the reduced input.
+        num_images: n.
+        cka: debiased linear CKA.
+        error: its jackknife standard error, None where there are too few images.
+    """
+
+    modality: str
+    variant: str
+    num_images: int
+    cka: float
+    error: float | None
+
+    def interval(self) -> tuple[float, float] | None:
+        """Approximate 95 % interval, by the normal distribution."""
+        if self.error is None:
+            return None
+        return self.cka - NORMAL_95 * self.error, min(1.0, self.cka + NORMAL_95 * self.error)
+
+
+class CkaResult(Settings):
+    """All rows, and what they were measured on."""
+
+    encoder: str
+    images: str
+    config: CkaConfig
+    rows: list[CkaRow]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data for a file."""
+        return self.model_dump(mode="json")
+
+    def describe(self) -> str:
+        """A table for the terminal."""
+        lines = ["debiased linear CKA with the full image (95 % interval by the jackknife)"]
+        for row in self.rows:
+            interval = row.interval()
+            shown = (
+                f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "too few images for an interval"
+            )
+            lines.append(f"{row.modality:15} {row.variant:30} {row.cka:6.3f}  {shown}  n = {row.num_images}")
+        return "\n".join(lines)
+
+
+def run_cka(
+    encoder: str,
+    images: Path,
+    *,
+    num: int = 512,
+    seed: int = 0,
+    modality: str | None = None,
+    device: str | None = None,
+    keep: float = 0.25,
+    cutoff_cycles: float = 13.4,
+    batch_size: int = 64,
+) -> CkaResult:
+    """Compare the features of full images with those of their parts.
+
+    Args:
+        encoder: see `features.SOURCES`.
+        images: a dataset of shards, or a folder of image files.
+        num: most images of a modality.
+        seed: of the choice of images and of the random subsets.
+        modality: of image files; of a dataset, the only one to use.
+        device: where the encoder runs, None takes a GPU if there is one.
+        keep: share of the patches in a subset.
+        cutoff_cycles: of the Gaussian filters.
+        batch_size: images at a time.
+
+    Raises:
+        ConfigError: the encoder has no tokens, or the modality is not known.
+        DataError: there are fewer than 4 images of a modality, or something cannot be read.
+    """
+    config = CkaConfig(num=num, seed=seed, keep=keep, cutoff_cycles=cutoff_cycles, batch_size=batch_size)
+    loaded = load_encoder(encoder, device)
+    rows = []
+    found = list_views(images, loaded.grid, num=config.num, seed=config.seed, modality=modality)
+    for name, loaders in found.items():
+        if len(loaders) < MIN_IMAGES:
+            raise DataError(
+                f"CKA of {len(loaders)} images of {name}", where=images, allowed=f"at least {MIN_IMAGES}"
+            )
+        rows += compare_parts(loaded, name, loaders, config)
+    return CkaResult(encoder=loaded.name, images=str(images), config=config, rows=rows)
+
+
+def compare_parts(
+    encoder: Encoder, modality: str, loaders: Sequence[ViewLoader], config: CkaConfig
+) -> list[CkaRow]:
+    """CKA of the full image with each of its parts, for images of one modality."""
+    features: dict[str, list[npt.NDArray[np.float32]]] = {}
+    with Progress(len(loaders), f"cka, {modality}") as progress:
+        for start in range(0, len(loaders), config.batch_size):
+            views = [load() for load in loaders[start : start + config.batch_size]]
+            for name, rows in embed_parts(encoder, views, start, config).items():
+                features.setdefault(name, []).append(rows.cpu().numpy())
+            progress.update(len(views))
+    full, *parts = [(name, np.concatenate(chunks)) for name, chunks in features.items()]
+    return [
+        CkaRow(
+            modality=modality,
+            variant=name,
+            num_images=len(part),
+            cka=debiased_linear_cka(full[1], part),
+            error=jackknife_error(full[1], part),
+        )
+        for name, part in parts
+    ]
+
+
+def embed_parts(
+    encoder: Encoder, views: Sequence[View], start: int, config: CkaConfig
+) -> dict[str, torch.Tensor]:
+    """Embed full images, subsets of their tokens, and filtered images: name -> (B, D), the full one first.
+
+    "LF" has two readings in the paper's table: the lowest quarter kept, or the highest quarter removed; both
+    are here. Filters work on normalized images, so that a channel whose mean a high-pass removes is left at
+    the mean that the encoder was trained around.
+
+    Args:
+        encoder: with tokens.
+        views: B views.
+        start: number of the first of them, which the random subsets are keyed by.
+        config: what is compared.
+    """
+    images = encoder.normalize(stack_images([view.image for view in views]))
+    order = torch.from_numpy(np.stack([view.hf_order for view in views]))
+    num_tokens = order.shape[1]
+    num_kept = max(1, round(config.keep * num_tokens))
+    drawn = [
+        sample_rng(config.seed, 0, start + number, "cka tokens").permutation(num_tokens)[:num_kept]
+        for number in range(len(views))
+    ]
+    kept, rest = f"{config.keep:.0%}".replace("%", " %"), f"{1 - config.keep:.0%}".replace("%", " %")
+    subsets = {
+        f"HF tokens only ({kept})": order[:, :num_kept],
+        f"LF tokens only (lowest {kept})": order[:, num_tokens - num_kept :],
+        f"HF tokens removed ({rest} kept)": order[:, num_kept:],
+        f"random tokens ({kept})": torch.from_numpy(np.stack(drawn)),
+    }
+    return {
+        "full image": encoder.embed(images),
+        **{name: encoder.embed(images, ids) for name, ids in subsets.items()},
+        "high-passed image": encoder.embed(gaussian_high_pass(images, config.cutoff_cycles)),
+        "low-passed image": encoder.embed(gaussian_low_pass(images, config.cutoff_cycles)),
+    }

@@ -1,7 +1,7 @@
 """Where the weights of a masked autoencoder start: position embeddings, layers, or a file.
 
-The initial values are those of facebookresearch/mae: fixed sine-cosine positions, Xavier-uniform linear layers (the
-patch projection counts as one), zero biases, tokens drawn from N(0, 0.02^2).
+The initial values are those of facebookresearch/mae: fixed sine-cosine positions, Xavier-uniform linear
+layers (the patch projection counts as one), zero biases, tokens drawn from N(0, 0.02^2).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from shards.support.errors import DataError
 
@@ -57,9 +57,17 @@ def interpolate_position_embedding(embedding: Tensor, num_patches: int) -> Tenso
         return embedding
     old, new = math.isqrt(embedding.shape[1] - 1), math.isqrt(num_patches)
     grid = embedding[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid.float(), size=(new, new), mode="bicubic", align_corners=False)
+    grid = functional.interpolate(grid.float(), size=(new, new), mode="bicubic", align_corners=False)
     grid = grid.permute(0, 2, 3, 1).reshape(1, num_patches, -1).to(embedding.dtype)
     return torch.cat([embedding[:, :1], grid], dim=1)
+
+
+def is_grid_embedding(embedding: Tensor) -> bool:
+    """Tell whether a tensor is (1, 1 + M, D) with M a square number."""
+    if embedding.ndim != 3 or len(embedding) != 1 or embedding.shape[1] < 2:
+        return False
+    num_patches = embedding.shape[1] - 1
+    return math.isqrt(num_patches) ** 2 == num_patches
 
 
 @torch.no_grad()
@@ -100,5 +108,31 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
     weights = data.get("model", data) if isinstance(data, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise DataError("the file holds no named tensors", where=path, allowed="a state dict, or one under 'model'")
+        raise DataError(
+            "the file holds no named tensors", where=path, allowed="a state dict, or one under 'model'"
+        )
     return dict(weights)
+
+
+def load_strictly(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Load a state dict into a model of exactly its names and shapes.
+
+    Raises:
+        DataError: a name or a shape differs; the first ones are named.
+    """
+    expected = model.state_dict()
+    problems = [f"{key} is missing" for key in expected.keys() - weights.keys()]
+    problems += [f"{key} is unknown" for key in weights.keys() - expected.keys()]
+    problems += [
+        f"{key} has shape {tuple(weights[key].shape)}, not {tuple(expected[key].shape)}"
+        for key in expected.keys() & weights.keys()
+        if weights[key].shape != expected[key].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 6} more" if len(problems) > 6 else ""
+        raise DataError(
+            f"the weights do not fit the model: {', '.join(sorted(problems)[:6])}{more}",
+            where=path,
+            fix="choose the architecture, model size and patch size that they were trained with",
+        )
+    model.load_state_dict(weights)

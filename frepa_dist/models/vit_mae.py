@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from timm.layers import PatchEmbed
@@ -25,10 +25,12 @@ from frepa_dist.models.init import (
     TOKEN_STD,
     init_layers,
     interpolate_position_embedding,
+    is_grid_embedding,
+    load_strictly,
     read_weights,
     sincos_position_embedding,
 )
-from shards.support.errors import ConfigError, DataError
+from shards.support.errors import ConfigError
 
 SizeName = Literal["tiny", "small", "base", "large"]
 
@@ -72,7 +74,9 @@ class MaeOutput(NamedTuple):
 def create_blocks(width: int, depth: int, heads: int) -> nn.ModuleList:
     """Create pre-norm transformer blocks, with biases and LayerNorm at eps 1e-6 as in the reference."""
     norm = partial(nn.LayerNorm, eps=1e-6)
-    return nn.ModuleList(Block(width, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=norm) for _ in range(depth))
+    return nn.ModuleList(
+        Block(width, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=norm) for _ in range(depth)
+    )
 
 
 def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
@@ -80,8 +84,8 @@ def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
     return tokens.gather(1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
-class MaeEncoder(nn.Module):
-    """The encoder alone; its state dict is the encoder's part of `MaskedAutoencoderViT`'s.
+class EncoderTrunk(nn.Module):
+    """What the autoencoder and its encoder alone have in common: the encoder's weights, and `encode`.
 
     Args:
         size: widths and depths.
@@ -146,14 +150,18 @@ class MaeEncoder(nn.Module):
             tokens = gather_tokens(tokens, ids_keep)
         cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
         tokens = torch.cat([cls_token, tokens], dim=1)
-        return self.norm(self.run_blocks(self.blocks, tokens))
+        return self.norm(self.run_blocks(self.blocks, tokens))  # type: ignore[no-any-return]
 
-    def forward(self, images: Tensor, ids_keep: Tensor | None = None) -> Any:
+
+class MaeEncoder(EncoderTrunk):
+    """The encoder alone; its state dict is the encoder's part of `MaskedAutoencoderViT`'s."""
+
+    def forward(self, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
         """See `encode`."""
         return self.encode(images, ids_keep)
 
 
-class MaskedAutoencoderViT(MaeEncoder):
+class MaskedAutoencoderViT(EncoderTrunk):
     """Encoder on the visible patches, decoder on all of them, loss on the masked ones.
 
     Args:
@@ -198,7 +206,7 @@ class MaskedAutoencoderViT(MaeEncoder):
         nn.init.normal_(self.mask_token, std=TOKEN_STD)
 
     def patchify(self, images: Tensor) -> Tensor:
-        """Cut images (B, C, S, S) into patches (B, N, p * p * C), values in the order row, column, channel."""
+        """Cut images (B, C, S, S) into patches (B, N, p * p * C), in the order row, column, channel."""
         B, C, S, _ = images.shape
         p = self.patch_size
         grid = images.reshape(B, C, S // p, p, S // p, p)
@@ -221,16 +229,13 @@ class MaskedAutoencoderViT(MaeEncoder):
         tokens = self.decoder_norm(self.run_blocks(self.decoder_blocks, tokens))
         return self.decoder_pred(tokens)[:, 1:]  # type: ignore[no-any-return]
 
-    def forward(self, images: Tensor, noise: Tensor | None = None, mask_ratio: float = 0.75) -> Any:
+    def forward(self, images: Tensor, noise: Tensor | None = None, mask_ratio: float = 0.75) -> MaeOutput:
         """Mask, encode, decode and compare.
 
         Args:
             images: (B, C, S, S) normalized; the target is computed in float32, so keep them in it.
             noise: (B, N) float32, the largest values are masked; None draws it from torch's generator.
             mask_ratio: share of the patches to mask.
-
-        Returns:
-            A `MaeOutput`.
         """
         if noise is None:
             noise = torch.rand(len(images), self.num_patches, device=images.device)
@@ -291,38 +296,22 @@ def load_mae_checkpoint(model: MaskedAutoencoderViT, path: Path) -> str:
         DataError: the file is not such a checkpoint, or does not fit the model; the keys are named.
     """
     weights = read_weights(path)
-    expected = model.state_dict()
-    encoder_only = not any(key.startswith(("decoder_", "mask_token")) for key in weights)
-    if encoder_only:
-        expected = {k: v for k, v in expected.items() if not k.startswith(("decoder_", "mask_token"))}
+    encoder_only = not any(_is_decoder(key) for key in weights)
     resized = []
-    for key in {"pos_embed", "decoder_pos_embed"} & weights.keys():
-        if _is_grid_embedding(weights[key]) and len(weights[key][0]) != 1 + model.num_patches:
-            weights[key] = interpolate_position_embedding(weights[key], model.num_patches)
+    for key in ("pos_embed", "decoder_pos_embed"):
+        embedding = weights.get(key)
+        if (
+            embedding is not None
+            and is_grid_embedding(embedding)
+            and len(embedding[0]) != 1 + model.num_patches
+        ):
+            weights[key] = interpolate_position_embedding(embedding, model.num_patches)
             resized.append(key)
-    problems = [f"{key} is missing" for key in expected.keys() - weights.keys()]
-    problems += [f"{key} is unknown" for key in weights.keys() - expected.keys()]
-    problems += [
-        f"{key} has shape {tuple(weights[key].shape)}, not {tuple(expected[key].shape)}"
-        for key in expected.keys() & weights.keys()
-        if weights[key].shape != expected[key].shape
-    ]
-    if problems:
-        shown = ", ".join(sorted(problems)[:8]) + (f" and {len(problems) - 8} more" if problems[8:] else "")
-        raise DataError(
-            f"the weights do not fit the model: {shown}",
-            where=path,
-            fix="choose the model size and patch size that the checkpoint was trained with",
-        )
-    model.load_state_dict(weights, strict=not encoder_only)
+    fresh = {key: value for key, value in model.state_dict().items() if encoder_only and _is_decoder(key)}
+    load_strictly(model, weights | fresh, path)
     words = "encoder loaded, decoder freshly initialized" if encoder_only else "encoder and decoder loaded"
-    return f"{words}; interpolated: {', '.join(sorted(resized))}" if resized else words
+    return f"{words}; interpolated: {', '.join(resized)}" if resized else words
 
 
-def _is_grid_embedding(embedding: Tensor) -> bool:
-    """Tell whether a tensor is (1, 1 + M, D) with M a square number."""
-    return embedding.ndim == 3 and len(embedding) == 1 and _is_square(embedding.shape[1] - 1)
-
-
-def _is_square(number: int) -> bool:
-    return number > 0 and math.isqrt(number) ** 2 == number
+def _is_decoder(key: str) -> bool:
+    return key.startswith(("decoder_", "mask_token"))

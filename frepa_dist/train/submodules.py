@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from frepa_dist.config import TrainConfig
 from frepa_dist.methods.base import Method, StepInfo, SubmoduleSpec
+from frepa_dist.models.vit_mae import use_fused_attention
 from frepa_dist.train.engines import World, create_engine
 
 
@@ -79,13 +80,16 @@ class EmaSubmodule:
 
     @torch.no_grad()
     def _update(self, momentum: float) -> None:
-        own, source = dict(self.module.named_parameters()), dict(self._source.named_parameters())
-        teacher = [own[name] for name in self._names]
-        student = [source[name].detach().float() for name in self._names]
+        teacher, student = self._pairs()
         if momentum == 0.0:  # a copy, exact: lerp by 1 would round twice
             torch._foreach_copy_(teacher, student)
         else:
             torch._foreach_lerp_(teacher, student, 1.0 - momentum)
+
+    def _pairs(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The teacher's parameters and the student's of the same names, both in fp32."""
+        own, source = dict(self.module.named_parameters()), dict(self._source.named_parameters())
+        return [own[n].data for n in self._names], [source[n].data.float() for n in self._names]
 
     def after_step(self, momentum: float) -> None:
         """Move the teacher toward the student by (1 - momentum)."""
@@ -94,11 +98,10 @@ class EmaSubmodule:
     @torch.no_grad()
     def distance(self) -> Tensor:
         """Norm of teacher minus student over the norm of the student; 0-dim."""
-        own, source = dict(self.module.named_parameters()), dict(self._source.named_parameters())
-        student = [source[name].float() for name in self._names]
-        apart = torch._foreach_sub([own[name] for name in self._names], student)
-        norm = torch.stack(torch._foreach_norm(apart)).norm()
-        return norm / torch.stack(torch._foreach_norm(student)).norm().clamp_min(1e-12)
+        teacher, student = self._pairs()
+        apart = torch.stack(torch._foreach_norm(torch._foreach_sub(teacher, student))).norm()
+        whole = torch.stack(torch._foreach_norm(student)).norm()
+        return torch.div(apart, whole.clamp_min(1e-12))
 
 
 class _Autocast(nn.Module):
@@ -141,7 +144,7 @@ class PlainSubmodule:
         flat = torch.cat([grad.reshape(-1) for grad in grads])
         dist.all_reduce(flat)
         flat /= self._world.size
-        for p, part in zip(params, flat.split([p.numel() for p in params]), strict=True):
+        for p, part in zip(params, torch.split(flat, [p.numel() for p in params]), strict=True):
             p.grad = part.view_as(p).clone()
         if self._clipping is not None:
             nn.utils.clip_grad_norm_(params, self._clipping)
@@ -157,6 +160,10 @@ class Submodules:
         # every rank builds the same weights
         torch.manual_seed(config.seed)
         built = {name: spec.build() for name, spec in specs.items()}
+        # the backward of fused attention in bf16 is several times slower than plain products on a CPU
+        fused = world.device.type == "cuda" or config.precision == "fp32"
+        for module in built.values():
+            use_fused_attention(module, fused)
         self.engines: dict[str, EngineSubmodule] = {}
         self.teachers: dict[str, EmaSubmodule] = {}
         self.plain: dict[str, PlainSubmodule] = {}

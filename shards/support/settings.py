@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -24,20 +24,21 @@ class Settings(BaseModel):
 
 
 S = TypeVar("S", bound=Settings)
+_Resolvers = dict[str, list[tuple[str, re.Pattern[str]]]]
 
 
 class _Yaml12Loader(yaml.SafeLoader):
     """A safe loader with the scalar rules of the YAML 1.2 core schema."""
 
     # tables of its own: the ones of the parent belong to every SafeLoader
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
-    yaml_constructors: ClassVar[dict[str, Any]] = dict(yaml.SafeLoader.yaml_constructors)
+    yaml_implicit_resolvers: _Resolvers = {}  # noqa: RUF012
+    yaml_constructors = dict(yaml.SafeLoader.yaml_constructors)  # noqa: RUF012
 
 
 class _Yaml12Dumper(yaml.SafeDumper):
     """A safe dumper that quotes every string which either set of rules would read as something else."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
+    yaml_implicit_resolvers: _Resolvers = {  # noqa: RUF012
         first: list(rules) for first, rules in yaml.SafeDumper.yaml_implicit_resolvers.items()
     }
 

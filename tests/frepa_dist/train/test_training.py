@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -59,8 +60,8 @@ def frepa(*parts: str, num_ranks: int = 2) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
 
 
-def kill_in_the_middle(parts: list[str], run: Path, at_step: int) -> None:
-    """Start a run and kill -9 launcher and ranks as soon as `at_step` is in the metrics."""
+def kill_in_the_middle(parts: list[str], run: Path, at_step: int, delay_seconds: float = 0.0) -> None:
+    """Start a run and kill -9 launcher and ranks `delay_seconds` after `at_step` is in the metrics."""
     command = [sys.executable, "-m", "cluster.cli", *parts, "--num-ranks", "2"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
@@ -68,12 +69,13 @@ def kill_in_the_middle(parts: list[str], run: Path, at_step: int) -> None:
             assert process.poll() is None, "the run ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.005)
+        time.sleep(delay_seconds)
         parent = psutil.Process(process.pid)
         family = [*parent.children(recursive=True), parent]
         for member in family:
             member.kill()
         psutil.wait_procs(family, timeout=20)
-    assert not (run / "outcome.json").exists()
+    assert delay_seconds or not (run / "outcome.json").exists(), "the run ended before it was killed"
 
 
 def trace(run: Path) -> list[tuple[float, ...]]:
@@ -93,7 +95,7 @@ def assert_same_checkpoint(one: Path, other: Path) -> None:
     )
     teacher, teacher_again = state["teachers"]["teacher"], again["teachers"]["teacher"]
     assert all(torch.equal(teacher[name], teacher_again[name]) for name in teacher)
-    critic, critic_again = state["plain"]["critic"]["module"], again["plain"]["critic"]["module"]
+    critic, critic_again = (side["plain"]["teacher_critic"]["module"] for side in (state, again))
     assert all(torch.equal(critic[name], critic_again[name]) for name in critic)
 
 
@@ -119,7 +121,7 @@ def test_a_run_leaves_what_others_read(uninterrupted):
         weight = weights["blocks.0.attn.qkv.weight"]
         assert not torch.equal(weight, weight.bfloat16().float())
     assert metrics[-1]["teacher/distance"] > 0
-    assert [r["event"] for r in read_json_lines(run / "events.jsonl")][0] == "start"
+    assert read_json_lines(run / "events.jsonl")[0]["event"] == "start"
 
 
 def test_the_teacher_is_the_fp32_average_of_the_student(uninterrupted):
@@ -143,6 +145,23 @@ def test_kill_and_resume_equal_the_uninterrupted_run(uninterrupted, dataset, tmp
     assert result.returncode == 0, result.stderr
     assert trace(run) == trace(whole)
     assert_same_checkpoint(find_checkpoint(run), find_checkpoint(whole))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(100 * int(os.environ.get("FREPA_SOAK_REPEATS", "20")))
+def test_kills_at_random_moments(uninterrupted, dataset, tmp_path):
+    precision, whole = uninterrupted
+    moments = np.random.default_rng(0)
+    for repeat in range(int(os.environ.get("FREPA_SOAK_REPEATS", "20"))):
+        run = tmp_path / f"run{repeat}"
+        at_step = int(moments.integers(4, STEPS))
+        kill_in_the_middle(
+            arguments(dataset, run, **{"train.precision": precision}), run, at_step, moments.uniform(0, 0.3)
+        )
+        result = frepa("resume", str(run))
+        assert result.returncode == 0, result.stderr
+        assert trace(run) == trace(whole)
+        assert_same_checkpoint(find_checkpoint(run), find_checkpoint(whole))
 
 
 def test_one_rank_with_accumulation_trains_as_two_without(uninterrupted, dataset, tmp_path):

@@ -1,0 +1,173 @@
+"""The resumable loader: global batches of an epoch, from any batch on, as micro-batches of one rank.
+
+The only state is (epoch, batches applied). The order is that of `shards.order`; worker processes take whole
+micro-batches of it in turn, and every draw is keyed by the place in the plan (`shards.draws`), so neither the
+number of workers nor a restart changes a bit of what comes out, and the number of ranks only who gets it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from functools import lru_cache
+from multiprocessing.context import BaseContext
+
+import cv2
+import torch
+from torch.utils.data import DataLoader
+
+from shards.order import EpochPlan, OrderConfig, check_batch_sizes, count_batches, plan_epoch
+from shards.reader import exclusion_rows
+from shards.support.errors import ConfigError, DataError, EnvironmentFault
+from shards.views import MicroBatch, Request, StreamConfig, Views, open_snapshot
+
+__all__ = ["MicroBatch", "SampleStream", "StreamConfig"]
+
+
+class SampleStream:
+    """What one rank reads.
+
+    Args:
+        config: the dataset and the views.
+        order: the order of samples; equal on all ranks.
+        rank: this rank, in [0, world_size).
+        world_size: number of ranks.
+        micro_batch_size: samples a rank holds at once; divides global batch size / world size.
+
+    Attributes:
+        snapshot: what is read; a run pins its hash.
+        gradient_accumulation_steps: micro-batches of this rank in a global batch.
+
+    Raises:
+        ConfigError: the batch sizes do not divide.
+        DataError: there is no such dataset, or it holds other HF tokens than `config.hf_digest` says.
+    """
+
+    def __init__(
+        self, config: StreamConfig, order: OrderConfig, rank: int, world_size: int, micro_batch_size: int
+    ) -> None:
+        assert 0 <= rank < world_size
+        self.gradient_accumulation_steps = check_batch_sizes(
+            order.global_batch_size, world_size, micro_batch_size
+        )
+        self.snapshot = open_snapshot(config)
+        self._order, self._exclusions = order, exclusion_rows(config.root, self.snapshot)
+        self._counts = [shard.num_samples for shard in self.snapshot.shards]
+        self._modalities = [shard.modality for shard in self.snapshot.shards]
+        self._plan = lru_cache(maxsize=1)(self._plan_epoch)
+        self._requests = _Requests(rank, world_size, micro_batch_size)
+        self._loader = _create_loader(Views(config, self.snapshot, self._exclusions), self._requests)
+
+    def num_batches(self, epoch: int) -> int:
+        """Global batches of an epoch.
+
+        Raises:
+            ConfigError, DataError: as of `shards.order.plan_epoch`.
+        """
+        return count_batches(self._counts, self._exclusions, self._order, epoch, modalities=self._modalities)
+
+    def batches(self, epoch: int, start_batch: int = 0) -> Iterator[list[MicroBatch]]:
+        """Read this rank's part of the global batches from `start_batch` to the end of the epoch.
+
+        Reading begins at the call, and ends any earlier iterator of this stream.
+
+        Yields:
+            For each global batch its micro-batches, in the order of their slots.
+
+        Raises:
+            ConfigError: the epoch has no such batch.
+            DataError: a sample is damaged (`bad_samples: fail`), or too many are (`skip`).
+            EnvironmentFault: a worker process died.
+        """
+        plan = self._plan(epoch)
+        if not 0 <= start_batch <= plan.num_batches:
+            raise ConfigError(
+                f"epoch {epoch} has no batch {start_batch}",
+                allowed=f"0 to {plan.num_batches}",
+                fix="resume with the dataset and the batch size that the run was started with",
+            )
+        self._requests.restart(plan, start_batch)
+        return self._collect(iter(self._loader), plan.num_batches - start_batch, self._requests.generation)
+
+    def _plan_epoch(self, epoch: int) -> EpochPlan:
+        return plan_epoch(self._counts, self._exclusions, self._order, epoch, modalities=self._modalities)
+
+    def _collect(
+        self, micro_batches: Iterator[MicroBatch | DataError], num_batches: int, generation: int
+    ) -> Iterator[list[MicroBatch]]:
+        for _ in range(num_batches):
+            # workers are kept between epochs, so their results would come to the wrong iterator
+            assert self._requests.generation == generation, (
+                "a later call of batches() has ended this iterator"
+            )
+            yield [_receive(micro_batches) for _ in range(self.gradient_accumulation_steps)]
+
+
+class _Requests:
+    """The order as a sampler: the requests of one rank, from where `restart` says."""
+
+    def __init__(self, rank: int, world_size: int, micro_batch_size: int) -> None:
+        self._rank, self._world_size, self._micro_batch_size = rank, world_size, micro_batch_size
+        self._plan: EpochPlan | None = None
+        self._start_batch = self.generation = 0
+
+    def restart(self, plan: EpochPlan, start_batch: int) -> None:
+        self._plan, self._start_batch = plan, start_batch
+        self.generation += 1
+
+    def __iter__(self) -> Iterator[Request]:
+        assert self._plan is not None
+        size = self._micro_batch_size
+        for k in range(self._start_batch, self._plan.num_batches):
+            slots = self._plan.rank_batch(k, self._rank, self._world_size)
+            for begin in range(0, len(slots.slot), size):
+                yield Request(self._plan.epoch, slots.part(begin, begin + size))
+
+
+def _create_loader(views: Views, requests: _Requests) -> DataLoader[MicroBatch | DataError]:
+    num_workers = views.config.num_workers
+    return DataLoader(
+        views,
+        batch_size=None,  # an item is a micro-batch already
+        sampler=requests,
+        num_workers=num_workers,
+        worker_init_fn=_init_worker,
+        multiprocessing_context=_worker_context() if num_workers else None,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        # DataLoader draws a seed for workers; from the global generator, that would move dropout's draws
+        generator=torch.Generator(),
+    )
+
+
+def _worker_context() -> BaseContext:
+    """Start workers from a clean process.
+
+    A plain fork copies locks that threads of the trainer (NCCL, OpenMP, pinning) hold at that moment, and its
+    CUDA state, and makes the death of a worker a signal that strikes anywhere in the trainer's code. Spawning
+    imports torch in each worker; a fork server imports it once.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _init_worker(_: int) -> None:
+    cv2.setNumThreads(1)  # workers are the parallelism
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer to answer
+
+
+def _receive(micro_batches: Iterator[MicroBatch | DataError]) -> MicroBatch:
+    try:
+        item = next(micro_batches)
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise EnvironmentFault(
+            f"a loader process died ({error})",
+            fix="see that memory and /dev/shm are large enough, or take fewer data.num_workers, then resume",
+        ) from error
+    if isinstance(item, DataError):
+        raise item
+    return item
