@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from shards.support.errors import EnvironmentFault
 
-TEMP_MARK = ".tmp-"
+TEMP_MARK = ".frepa-tmp-"
 
 
 @contextmanager
@@ -69,7 +69,8 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def remove_temporaries(folder: Path, prefix: str) -> None:
-    """Delete what a killed writer left under `prefix` in `folder`; call it while holding the build lock."""
-    for path in folder.glob(f"{prefix}*{TEMP_MARK}*"):
-        path.unlink(missing_ok=True)
+def remove_temporaries(*folders: Path) -> None:
+    """Delete what killed writers left in `folders`; call it while holding their lock."""
+    for folder in folders:
+        for path in folder.glob(f"*{TEMP_MARK}*"):
+            path.unlink(missing_ok=True)

@@ -2,9 +2,10 @@
 
 The score, in this order: channel; soft field of view, its outside filled with the mean inside; background
 subtraction and Butterworth high-pass as ONE real multiplier, (1 - Gaussian) x Butterworth, periodic on the
-image's very size; response; response zero outside the eroded field of view; mean |response| in each patch.
+image's very size; response; response zero outside the eroded field of view; mean |response| in each patch,
+and 0 for a patch that lies outside the eroded field of view by more than half: no kept token lies on the rim.
 
-`hf_response_reference` is the definition, in float64. `hf_response` is the same in float32, and is held to it.
+`hf_response_reference` is the definition, in float64; `hf_response` is the same in float32, and held to it.
 
 Lengths scale with S, the shorter side of the image: the width of the square images the papers use. So an
 image and its transpose have the same tokens.
@@ -35,6 +36,7 @@ Float64 = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
 
 DEFINITION_VERSION = 1  # raise it whenever the same parameters give other tokens
+DTYPES = (np.uint8, np.uint16, np.int16, np.float32, np.float64)
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -48,8 +50,8 @@ class HFParams(Settings):
         fov_convex: fill dents of the field of view, such as shadows at the rim.
         fov_erosion: distance from the rim at which the soft mask is one half.
         fov_softness: width of the soft mask's ramp from 0 to 1.
-        frame_taper: where the whole frame is the field of view, width of the ramp to the mean at its edges: the
-            filter is periodic, and opposite edges differ.
+        frame_taper: width of the ramp to the mean at the frame's edges, where the whole frame is the field of
+            view: the filter is periodic, and opposite edges differ.
         background_sigma: of the Gaussian background that is subtracted.
         cutoff_cycles: of the Butterworth high-pass, in cycles per S.
         order: of the Butterworth high-pass: gain f^2n / (f^2n + cutoff^2n).
@@ -81,14 +83,14 @@ def hf_response(image: Image, params: HFParams = DEFAULT) -> Float32:
     """High-frequency response of an image, in float32.
 
     Args:
-        image: (H, W) or (H, W, 3) RGB; uint8, uint16 or floating point.
+        image: (H, W) or (H, W, 3) RGB; uint8, uint16, int16, float32 or float64.
         params: the definition's parameters.
 
     Returns:
         (H, W) signed response in the image's own intensity units, 0 outside the field of view.
 
     Raises:
-        DataError: the array is no image, or holds NaN or infinity.
+        DataError: the array is no image (its shape, its type), or holds NaN or infinity.
     """
     soft, inside = _soft_mask(image, params)
     filled = _fill(_channel(image, params, np.float32), soft)
@@ -102,6 +104,7 @@ def hf_response_reference(image: Image, params: HFParams = DEFAULT) -> Float64:
     """High-frequency response by the float64 definition; arguments and result as of `hf_response`."""
     soft, inside = _soft_mask(image, params)
     channel = _channel(image, params, np.float64)
+    channel -= _any_level(channel)
     weight = soft.astype(np.float64)
     mean = (channel * weight).sum() / max(weight.sum(), 1e-12)
     filled = weight * channel + (1 - weight) * mean
@@ -118,13 +121,18 @@ def field_of_view(image: Image, params: HFParams = DEFAULT) -> Bool:
 
 
 def hf_scores(response: npt.NDArray[np.floating[Any]], patch_size: int) -> Float32:
-    """Mean |response| of each patch, (N,) row-major; rows and columns that fill no patch are left out."""
+    """Mean |response| of each patch, (N,) row-major; rows and columns that fill no patch are left out.
+
+    A patch scores 0 if more than half of it lies outside the field of view, where the response is exactly 0.
+    """
     rows, columns = response.shape[0] // patch_size, response.shape[1] // patch_size
     if rows == 0 or columns == 0:
         return np.zeros(0, np.float32)
-    whole = np.abs(response[: rows * patch_size, : columns * patch_size])
-    size = (columns, rows)
-    return np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_AREA), np.float32).ravel()
+    size = np.abs(response[: rows * patch_size, : columns * patch_size])
+    inside = cv2.threshold(size, 0, 1, cv2.THRESH_BINARY)[1]
+    scores = cv2.resize(size, (columns, rows), interpolation=cv2.INTER_AREA)
+    share = cv2.resize(inside, (columns, rows), interpolation=cv2.INTER_AREA)
+    return np.asarray(scores * (share >= 0.5), np.float32).ravel()
 
 
 def rank_tokens(scores: npt.NDArray[np.floating[Any]], keep: float) -> npt.NDArray[np.uint16]:
@@ -144,14 +152,15 @@ def rank_tokens(scores: npt.NDArray[np.floating[Any]], keep: float) -> npt.NDArr
 def hf_token_indices(
     image: Image, patch_size: int = 16, keep: float = 0.25, params: HFParams = DEFAULT
 ) -> npt.NDArray[np.uint16]:
-    """The HF tokens of an image: (round(keep * N),) patch indices, strongest first, ties by the lower index."""
+    """The HF tokens of an image: (round(keep * N),) patch indices, ranked as by `rank_tokens`."""
     return rank_tokens(hf_scores(hf_response(image, params), patch_size), keep)
 
 
 def hf_map(response: npt.NDArray[np.floating[Any]], cell: int) -> npt.NDArray[np.uint8]:
     """Response map: mean |response| of each cell, as round(255 sqrt(mean / largest mean)).
 
-    The map covers the whole image: where `cell` does not divide a side, its cells are a little longer.
+    Only cells outside the field of view are 0: the others are at least 1. The map covers the whole image:
+    where `cell` does not divide a side, its cells are a little longer.
 
     Returns:
         (max(1, H // cell), max(1, W // cell)).
@@ -161,7 +170,8 @@ def hf_map(response: npt.NDArray[np.floating[Any]], cell: int) -> npt.NDArray[np
     largest = float(means.max())
     if largest <= 0:
         return np.zeros((rows, columns), np.uint8)
-    return np.rint(255 * np.sqrt(means / largest)).astype(np.uint8)
+    coded = np.rint(255 * np.sqrt(means / largest))
+    return np.asarray(np.maximum(coded, means > 0), np.uint8)
 
 
 def indices_from_map(
@@ -184,17 +194,22 @@ def indices_from_map(
         flip: whether the resized crop is mirrored left to right.
 
     Returns:
-        (round(keep * (output_size // patch_size)^2),) patch indices, strongest first, ties by the lower index.
+        (round(keep * (output_size // patch_size)^2),) patch indices, ranked as by `rank_tokens`.
     """
     top, left, height, width = crop
     num = output_size // patch_size
     rows = _cell_weights(hf_map.shape[0], top, height, num, patch_size / output_size)
     columns = _cell_weights(hf_map.shape[1], left, width, num, patch_size / output_size, flip)
-    means = np.square(hf_map.astype(np.float32))
-    return rank_tokens((rows @ means @ columns.T).ravel(), keep)
+    squared = np.square(hf_map.astype(np.float32))  # undoes the square root; the scale does not matter
+    scores = rows @ squared @ columns.T
+    inside = rows @ (hf_map > 0).astype(np.float32) @ columns.T
+    patch_area = height * width * hf_map.size * (patch_size / output_size) ** 2
+    return rank_tokens((scores * (inside >= 0.5 * patch_area)).ravel(), keep)
 
 
-def _cell_weights(cells: int, start: float, length: float, num: int, step: float, flip: bool = False) -> Float32:
+def _cell_weights(
+    cells: int, start: float, length: float, num: int, step: float, flip: bool = False
+) -> Float32:
     """Overlap of each patch of a crop with each cell along one axis, (num, cells), in cells."""
     edges = np.arange(num + 1) * step
     if flip:
@@ -203,7 +218,7 @@ def _cell_weights(cells: int, start: float, length: float, num: int, step: float
     lower, upper = np.minimum(edges[:-1], edges[1:])[:, None], np.maximum(edges[:-1], edges[1:])[:, None]
     cell = np.arange(cells)
     overlap = np.minimum(upper, cell + 1) - np.maximum(lower, cell)
-    return np.maximum(overlap, 0).astype(np.float32)
+    return np.asarray(np.maximum(overlap, 0), np.float32)
 
 
 def _channel(image: Image, params: HFParams, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -212,14 +227,16 @@ def _channel(image: Image, params: HFParams, dtype: npt.DTypeLike) -> npt.NDArra
         return image.astype(dtype)
     if params.channel == "green":
         return image[:, :, 1].astype(dtype)
-    return image.astype(dtype) @ np.asarray(LUMINANCE, dtype)
+    return np.asarray(cv2.transform(image.astype(dtype), np.array([LUMINANCE], dtype)))
 
 
 def _soft_mask(image: Image, params: HFParams) -> tuple[Float32, Float32 | None]:
-    """Soft field of view in [0, 1], and its binary form; both (H, W), the latter None for the whole frame."""
+    """Soft field of view in [0, 1] (H, W), and its binary form, which is None for the whole frame."""
     if image.ndim not in (2, 3) or image.size == 0 or (image.ndim == 3 and image.shape[2] != 3):
         raise DataError(f"an array of shape {image.shape} is no image", allowed="(H, W) or (H, W, 3)")
-    if np.issubdtype(image.dtype, np.floating) and not np.isfinite(image).all():
+    if image.dtype not in DTYPES:
+        raise DataError(f"an image of {image.dtype}", allowed=", ".join(np.dtype(d).name for d in DTYPES))
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
         raise DataError("the image holds NaN or infinity")
     height, width = image.shape[:2]
     side = min(height, width)
@@ -233,7 +250,8 @@ def _soft_mask(image: Image, params: HFParams) -> tuple[Float32, Float32 | None]
             softness=params.fov_softness * side,
         )
     if soft is None:
-        return np.outer(_taper(height, params.frame_taper * side), _taper(width, params.frame_taper * side)), None
+        length = params.frame_taper * side
+        return np.outer(_taper(height, length), _taper(width, length)), None
     return soft, cv2.threshold(soft, params.binarize, 1, cv2.THRESH_BINARY)[1]
 
 
@@ -244,11 +262,17 @@ def _taper(size: int, length: float) -> Float32:
     return np.minimum(from_end / max(length, 1e-6), 1).astype(np.float32)
 
 
+def _any_level(channel: npt.NDArray[Any]) -> Any:
+    """One pixel's value; the filter is blind to it, and a flat image less it is 0, free of rounding noise."""
+    return channel[channel.shape[0] // 2, channel.shape[1] // 2]
+
+
 def _fill(channel: Float32, soft: Float32) -> Float32:
-    """Fill the outside with the mean inside, and subtract that mean: the filter's gain at zero is 0."""
-    filled = channel * soft
-    mean = cv2.sumElems(filled)[0] / max(cv2.sumElems(soft)[0], 1e-12)
-    return np.asarray(cv2.scaleAdd(soft, -mean, filled))
+    """Fill the outside with the mean inside, in place, less that mean, to which the filter is blind."""
+    channel -= _any_level(channel)
+    channel *= soft
+    mean = cv2.sumElems(channel)[0] / max(cv2.sumElems(soft)[0], 1e-12)
+    return np.asarray(cv2.scaleAdd(soft, -mean, channel, channel))
 
 
 def _multiplier(
@@ -259,7 +283,9 @@ def _multiplier(
     exponent = -2 * (np.pi * params.background_sigma * side) ** 2
     gaussian = np.exp(exponent * y2) * np.exp(exponent * x2)
     power = (y2 + x2) ** params.order
-    return (1 - gaussian) * (power / (power + (params.cutoff_cycles / side) ** (2 * params.order)))
+    return np.asarray(
+        (1 - gaussian) * (power / (power + (params.cutoff_cycles / side) ** (2 * params.order)))
+    )
 
 
 @lru_cache(maxsize=8)
@@ -269,7 +295,7 @@ def _packed_multiplier(height: int, width: int, params: HFParams) -> Float32:
     columns = (np.arange(width) + 1) // 2
     side = min(height, width)
     packed = _multiplier(np.minimum(rows, height - rows) / height, columns / width, side, params)
-    # the columns of frequency 0 and, for an even width, 1/2 are spectra of real columns: packed again, downward
+    # the columns of frequency 0 and, for an even width, 1/2 are spectra of real columns: packed downward
     real = [0, width - 1] if width % 2 == 0 else [0]
     packed[:, real] = _multiplier(((rows + 1) // 2) / height, columns[real] / width, side, params)
     return packed.astype(np.float32)
@@ -283,15 +309,15 @@ def _half_multiplier(height: int, width: int, params: HFParams) -> Float32:
 
 
 def _filter_float32(filled: Float32, params: HFParams) -> Float32:
-    """Apply the multiplier, periodic on the image's very size.
+    """Apply the multiplier, periodic on the image's very size, in place where possible.
 
     OpenCV's transform is the fastest for sizes of factors 2, 3 and 5, and quadratic in any other prime.
     """
     height, width = filled.shape
     if cv2.getOptimalDFTSize(height) == height and cv2.getOptimalDFTSize(width) == width:
-        spectrum = cv2.dft(filled)
+        spectrum = cv2.dft(filled, filled)
         spectrum *= _packed_multiplier(height, width, params)
-        return np.asarray(cv2.dft(spectrum, flags=cv2.DFT_INVERSE | cv2.DFT_SCALE))
+        return np.asarray(cv2.dft(spectrum, spectrum, flags=cv2.DFT_INVERSE | cv2.DFT_SCALE))
     transformed = scipy.fft.rfft2(filled)
     transformed *= _half_multiplier(height, width, params)
     return np.asarray(scipy.fft.irfft2(transformed, s=filled.shape))

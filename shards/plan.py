@@ -61,23 +61,24 @@ class Unit:
     Attributes:
         key: its name in the dataset.
         object: number of its object in the plan.
-        unit: number within the object (a page); `num_units` of them there are.
+        unit: number within the object (a page).
         name: identifies the object within the source.
         path: where the object is.
         sha256: of the object's bytes when the plan was made.
         labels: a JSON object.
         patient: salted, None when unknown.
+        volume: salted, equal for the units of an object that has several, None where it has one.
     """
 
     key: str
     object: int
     unit: int
-    num_units: int
     name: bytes
     path: bytes
     sha256: bytes
     labels: str
     patient: str | None
+    volume: str | None
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,12 @@ class Salt:
         return hmac.new(self.value, framed, hashlib.sha256).hexdigest()
 
     def key(self, modality: str, source: str, name: bytes, unit: int) -> str:
-        """The key of a sample: 24 hex digits; a collision among 1e8 samples has odds of 1e-13."""
+        """The key of a unit: 24 hex digits; a collision among 1e8 samples has odds of 1e-13."""
         return self.digest("key", modality.encode(), source.encode(), name, str(unit).encode())[:24]
+
+    def volume(self, modality: str, source: str, name: bytes) -> str:
+        """What the units of an object have in common, 24 hex digits."""
+        return self.digest("volume", modality.encode(), source.encode(), name)[:24]
 
 
 class Plan:
@@ -128,6 +133,16 @@ class Plan:
         """Number of shards."""
         return -(-self.num_units // self.shard_units)
 
+    def num_units_of(self, shard: int) -> int:
+        """Units of one shard."""
+        return min(self.shard_units, self.num_units - shard * self.shard_units)
+
+    def left_out(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Number and row of each object that goes into no shard."""
+        table = self.objects.select(["name", "status", "reason", "num_units", "duplicate_of"])
+        for number in np.flatnonzero(pc.not_equal(self.objects["status"], "image").to_numpy()):
+            yield int(number), table.slice(int(number), 1).to_pylist()[0]
+
     def digest(self, salt: Salt, settings: Mapping[str, Any]) -> str:
         """Say whether two builds give the same bytes, and nothing else: keyed with the salt."""
         rows = self.objects.drop_columns(["path", "modified_ns"]).to_pylist()
@@ -149,18 +164,14 @@ class Plan:
         ]
         first, last = chosen[0][0], chosen[-1][0]
         rows = self.objects.slice(first, last - first + 1).to_pylist()
-        return [
-            Unit(
-                key=salt.key(modality, source, rows[number - first]["name"], unit),
-                object=number,
-                unit=unit,
-                **{name: rows[number - first][name] for name in _UNIT_COLUMNS},
-            )
-            for number, unit in chosen
-        ]
-
-
-_UNIT_COLUMNS = ("num_units", "name", "path", "sha256", "labels", "patient")
+        units = []
+        for number, unit in chosen:
+            row = rows[number - first]
+            volume = salt.volume(modality, source, row["name"]) if row["num_units"] > 1 else None
+            known = {name: row[name] for name in ("name", "path", "sha256", "labels", "patient")}
+            key = salt.key(modality, source, row["name"], unit)
+            units.append(Unit(key=key, object=number, unit=unit, volume=volume, **known))
+        return units
 
 
 def create_describer(labeler: Callable[[SourceObject], Labels], salt: Salt) -> Describe:
@@ -207,7 +218,9 @@ def make_plan(
                 if splits and json.loads(labels).get("split") not in splits:
                     row.update(status="excluded", reason="other_split")
                 elif row["sha256"] in first_with:
-                    row.update(status="duplicate", duplicate_of=first_with[row["sha256"]])
+                    row.update(
+                        status="duplicate", reason="same_bytes", duplicate_of=first_with[row["sha256"]]
+                    )
                 else:
                     first_with[row["sha256"]] = number
             rows.append(row)

@@ -7,7 +7,7 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,7 +70,8 @@ class ShardReader:
     def __init__(self, root: Path, snapshot: Snapshot) -> None:
         self.root, self.snapshot = root, snapshot
         self._files: OrderedDict[int, int] = OrderedDict()
-        self._index = lru_cache(maxsize=MAX_OPEN_SHARDS)(self._load_index)
+        # the cache knows nothing of the reader: a cycle would keep files open until the next collection
+        self._index = lru_cache(maxsize=MAX_OPEN_SHARDS)(partial(_load_index, root, snapshot))
 
     def __reduce__(self) -> tuple[object, ...]:
         return ShardReader, (self.root, self.snapshot)
@@ -121,11 +122,6 @@ class ShardReader:
         except DataError:
             return f"{self.root / path}, row {row}"
 
-    def _load_index(self, shard: int) -> _Index:
-        table = read_index(self.root, self.snapshot.shards[shard], ["key", "labels", *NUMBER_COLUMNS])
-        numbers = {name: table[name].to_numpy().astype(np.int64) for name in NUMBER_COLUMNS}
-        return _Index(table["key"].combine_chunks(), table["labels"].combine_chunks(), numbers)
-
     def _read_member(self, shard: int, row: int, member: str, where: str) -> bytes:
         numbers = self._index(shard).numbers
         offset, size, crc = (int(numbers[f"{member}_{field}"][row]) for field in ("offset", "size", "crc32c"))
@@ -149,6 +145,12 @@ class ShardReader:
                 os.close(self._files.popitem(last=False)[1])
         self._files.move_to_end(shard)
         return descriptor
+
+
+def _load_index(root: Path, snapshot: Snapshot, shard: int) -> _Index:
+    table = read_index(root, snapshot.shards[shard], ["key", "labels", *NUMBER_COLUMNS])
+    numbers = {name: table[name].to_numpy().astype(np.int64) for name in NUMBER_COLUMNS}
+    return _Index(table["key"].combine_chunks(), table["labels"].combine_chunks(), numbers)
 
 
 class KeptSamples:

@@ -66,7 +66,9 @@ def lock(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise EnvironmentFault(
-                "another build is writing here", where=folder, fix="wait for it, or choose another destination"
+                "another build is writing here",
+                where=folder,
+                fix="wait for it, or choose another destination",
             ) from None
         yield
     finally:

@@ -8,9 +8,11 @@ number of workers nor a restart changes a bit of what comes out, and the number 
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
+import os
 import signal
+import threading
 from collections.abc import Iterator
-from functools import lru_cache
 from multiprocessing.context import BaseContext
 
 import cv2
@@ -55,7 +57,6 @@ class SampleStream:
         self._order, self._exclusions = order, exclusion_rows(config.root, self.snapshot)
         self._counts = [shard.num_samples for shard in self.snapshot.shards]
         self._modalities = [shard.modality for shard in self.snapshot.shards]
-        self._plan = lru_cache(maxsize=1)(self._plan_epoch)
         self._requests = _Requests(rank, world_size, micro_batch_size)
         self._loader = _create_loader(Views(config, self.snapshot, self._exclusions), self._requests)
 
@@ -80,7 +81,7 @@ class SampleStream:
             DataError: a sample is damaged (`bad_samples: fail`), or too many are (`skip`).
             EnvironmentFault: a worker process died.
         """
-        plan = self._plan(epoch)
+        plan = plan_epoch(self._counts, self._exclusions, self._order, epoch, modalities=self._modalities)
         if not 0 <= start_batch <= plan.num_batches:
             raise ConfigError(
                 f"epoch {epoch} has no batch {start_batch}",
@@ -90,9 +91,6 @@ class SampleStream:
         self._requests.restart(plan, start_batch)
         return self._collect(iter(self._loader), plan.num_batches - start_batch, self._requests.generation)
 
-    def _plan_epoch(self, epoch: int) -> EpochPlan:
-        return plan_epoch(self._counts, self._exclusions, self._order, epoch, modalities=self._modalities)
-
     def _collect(
         self, micro_batches: Iterator[MicroBatch | DataError], num_batches: int, generation: int
     ) -> Iterator[list[MicroBatch]]:
@@ -101,7 +99,10 @@ class SampleStream:
             assert self._requests.generation == generation, (
                 "a later call of batches() has ended this iterator"
             )
-            yield [_receive(micro_batches) for _ in range(self.gradient_accumulation_steps)]
+            yield [
+                _receive(micro_batches, self._loader.num_workers)
+                for _ in range(self.gradient_accumulation_steps)
+            ]
 
 
 class _Requests:
@@ -156,18 +157,37 @@ def _worker_context() -> BaseContext:
 def _init_worker(_: int) -> None:
     cv2.setNumThreads(1)  # workers are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer to answer
+    threading.Thread(target=_die_with_trainer, daemon=True).start()
 
 
-def _receive(micro_batches: Iterator[MicroBatch | DataError]) -> MicroBatch:
+def _die_with_trainer() -> None:
+    """End this worker when the trainer is gone, however it went.
+
+    DataLoader's own check looks at the parent, here the fork server, which in turn lives as long as any of
+    its workers: after a `kill -9` of the trainer they would keep each other alive.
+    """
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+    multiprocessing.connection.wait([trainer.sentinel])
+    os._exit(1)
+
+
+def _receive(micro_batches: Iterator[MicroBatch | DataError], num_workers: int) -> MicroBatch:
     try:
         item = next(micro_batches)
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, OSError, EOFError) as error:
+        # "Caught ...": an exception of the worker's code; DataLoader and its sockets tell of death otherwise
+        if num_workers == 0 or str(error).startswith("Caught "):
             raise
         raise EnvironmentFault(
-            f"a loader process died ({error})",
+            f"a loader process died ({str(error).splitlines()[0] if str(error) else type(error).__name__})",
             fix="see that memory and /dev/shm are large enough, or take fewer data.num_workers, then resume",
         ) from error
     if isinstance(item, DataError):
-        raise item
+        try:
+            raise item
+        finally:
+            # the error holds this frame: held in turn, it would keep the workers until a garbage collection
+            # that ends them in the wrong order, and so waits for them in vain
+            del item
     return item

@@ -8,7 +8,6 @@ import json
 import os
 import tarfile
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from shards.canonical import dhash64, encode_png, pixel_hash, resize_to_canonica
 from shards.formats import Unreadable, check_pixels, decode_page, sniff
 from shards.hf_tokens import HFParams, hf_map, hf_response, hf_scores, rank_tokens
 from shards.plan import Unit
-from shards.schema import INDEX_SCHEMA, ShardInfo, canonical_json, index_path, write_table
+from shards.schema import INDEX_SCHEMA, MEMBERS, ShardInfo, canonical_json, index_path, write_table
 from shards.support.errors import DataError, EnvironmentFault
 
 _TAR_BLOCK = 512
@@ -195,9 +194,8 @@ def make_sample(data: bytes, unit: Unit, spec: SampleSpec) -> tuple[list[tuple[s
         "object": unit.object,
         "unit": unit.unit,
         "patient": unit.patient,
-        # the key of an object's first unit names the object, without saying more
-        "volume": f"{unit.key[:-8]}" if False else None,
-        "slice": None,
+        "volume": unit.volume,
+        "slice": None if unit.volume is None else unit.unit,
     }
     about = {"modality": spec.modality, "source": spec.source, "labels": json.loads(unit.labels), **facts}
     if spec.keep_names:
@@ -227,7 +225,7 @@ def _npy_bytes(array: np.ndarray[Any, Any]) -> bytes:
 def _append_members(file: BinaryIO, key: str, members: Sequence[tuple[str, bytes]]) -> dict[str, int]:
     """Append the members of a sample to a tar; return offset, size and crc32c of each."""
     columns: dict[str, int] = {}
-    for name, (extension, data) in zip(("image", "hf", "hfmap", "json"), members, strict=True):
+    for name, (extension, data) in zip(MEMBERS, members, strict=True):
         header = tarfile.TarInfo(f"{key}.{extension}")  # owner 0, time 0, mode 0644: no trace of the machine
         header.size = len(data)
         file.write(header.tobuf(tarfile.USTAR_FORMAT))
@@ -237,8 +235,3 @@ def _append_members(file: BinaryIO, key: str, members: Sequence[tuple[str, bytes
         file.write(data)
         file.write(bytes(-len(data) % _TAR_BLOCK))
     return columns
-
-
-def count_reasons(bad: Sequence[BadUnit]) -> dict[str, int]:
-    """How many units each reason took, the most frequent first."""
-    return dict(Counter(item.reason for item in bad).most_common())

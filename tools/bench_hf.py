@@ -2,22 +2,18 @@
 
     python tools/bench_hf.py [IMAGE_FOLDER] [--size 512] [--images 16] [--rounds 7]
 
-Without a folder it draws synthetic fundus images. All ways run in the same process on the same images, in turn
-within each round; the figures are medians over rounds. The naive way is what one writes first: NumPy's float64
-FFT, SciPy's Gaussians and labels, a fixed threshold for the field of view.
+Without a folder it draws synthetic fundus images. All ways run in the same process on the same images, in
+turn within each round; the figures are medians over rounds. The naive way is what one writes first: NumPy's
+float64 FFT, SciPy's Gaussians and labels, a fixed threshold for the field of view.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_threads] = "1"  # read once, when NumPy is imported
 
 import cv2
 import numpy as np
@@ -80,7 +76,8 @@ def synthetic_fundus(size: int, rng: np.random.Generator) -> Image:
             point = after
     for _ in range(12):
         spot = center + rng.uniform(-0.6, 0.6, 2) * radius
-        cv2.circle(image, (int(spot[1]), int(spot[0])), max(1, round(3 * scale)), (90, 30, 20), -1, cv2.LINE_AA)
+        at = (int(spot[1]), int(spot[0]))
+        cv2.circle(image, at, max(1, round(3 * scale)), (90, 30, 20), -1, cv2.LINE_AA)
     image += rng.normal(0, 3, image.shape)
     image[distance > radius] = np.abs(rng.normal(0, 1.5, 3))
     return np.clip(image, 0, 255).astype(np.uint8)
@@ -105,13 +102,13 @@ def overlap(first: npt.NDArray[np.integer], second: npt.NDArray[np.integer]) -> 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
-    cv2.setNumThreads(1)
+    cv2.setNumThreads(1)  # nothing else here is threaded
     images = load_images(args.folder, args.size, args.images)
     ways: dict[str, Callable[[Image], npt.NDArray[np.integer]]] = {
         "naive (numpy + scipy.ndimage)": naive_tokens,

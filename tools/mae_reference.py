@@ -91,7 +91,7 @@ def linear(x: Tensor, weights: Weights, name: str) -> Tensor:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """x times the normal distribution's cumulative function."""
+    """Multiply by the normal distribution's cumulative function."""
     return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
 
 
@@ -135,7 +135,8 @@ def image_loss(
         mask_ratio: share of the patches to remove.
 
     Returns:
-        The mean squared error over removed, normalized patches; the prediction (N, P); the mask (N,), 1 = removed.
+        The mean squared error over removed, normalized patches; the prediction (N, P); the mask (N,), 1 =
+        removed.
     """
     kernel = weights["patch_embed.proj.weight"]
     patch_size = kernel.shape[-1]

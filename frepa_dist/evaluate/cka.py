@@ -21,8 +21,8 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 
-from frepa_dist.evaluate.features import Encoder, load_encoder, stack_images
-from frepa_dist.evaluate.views import View, ViewLoader, list_views
+from frepa_dist.evaluate.features import Encoder, load_encoder
+from frepa_dist.evaluate.views import View, ViewLoader, list_views, stack_images
 from frepa_dist.spectrum import gaussian_high_pass, gaussian_low_pass
 from shards.draws import sample_rng
 from shards.support.errors import DataError
@@ -270,7 +270,7 @@ def embed_parts(
         start: number of the first of them, which the random subsets are keyed by.
         config: what is compared.
     """
-    images = encoder.normalize(stack_images([view.image for view in views]))
+    images = encoder.normalize(stack_images(views))
     order = torch.from_numpy(np.stack([view.hf_order for view in views]))
     num_tokens = order.shape[1]
     num_kept = max(1, round(config.keep * num_tokens))

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from frepa_dist.evaluate.views import Grid, read_image, view_pixels
+from frepa_dist.evaluate.views import Grid, read_pixels
 from frepa_dist.models.init import read_weights
 from frepa_dist.models.vit_mae import (
     VIT_SIZES,
@@ -230,11 +230,6 @@ def _pool_timm_vit(model: Any, images: Tensor, ids_keep: Tensor | None) -> Tenso
     return model.fc_norm(tokens[:, num_prefix:].mean(dim=1))  # type: ignore[no-any-return]
 
 
-def stack_images(images: Sequence[Pixels]) -> Tensor:
-    """Stack uint8 (S, S, 3) to a tensor (B, 3, S, S)."""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-
-
 def extract_features(
     encoder: Encoder, paths: Sequence[Path], *, batch_size: int = 64, description: str = "features"
 ) -> npt.NDArray[np.float32]:
@@ -272,10 +267,12 @@ def _decode_ahead(paths: Sequence[Path], size: int, batch_size: int) -> Iterator
         waiting: deque[list[Future[Pixels]]] = deque()
         for start in range(0, len(paths), batch_size):
             batch = paths[start : start + batch_size]
-            waiting.append(
-                [pool.submit(lambda path: view_pixels(read_image(path), size), path) for path in batch]
-            )
+            waiting.append([pool.submit(read_pixels, path, size) for path in batch])
             if len(waiting) > BATCHES_AHEAD:
-                yield stack_images([future.result() for future in waiting.popleft()])
+                yield _stack(waiting.popleft())
         while waiting:
-            yield stack_images([future.result() for future in waiting.popleft()])
+            yield _stack(waiting.popleft())
+
+
+def _stack(images: Sequence[Future[Pixels]]) -> Tensor:
+    return torch.from_numpy(np.stack([future.result() for future in images]))

@@ -95,7 +95,8 @@ def _pick(values: list[str], wanted: list[bool]) -> list[str]:
 
 def _hint_at_labels(images: Path, labels: Path | None, given: list[str]) -> str:
     if labels is not None:
-        return f"choose among the labels in the file: {', '.join(sorted(set(filter(None, given)))[:20]) or 'none'}"
+        names = ", ".join(sorted(set(filter(None, given)))[:20])
+        return f"choose among the labels in the file: {names or 'none'}"
     tables = sorted(images.glob("*.csv"))
     return (
         f"name the labels with --labels {tables[0]}"

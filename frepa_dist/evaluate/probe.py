@@ -1,8 +1,8 @@
 """Linear probe: logistic regression on frozen features, judged by the area under the ROC curve (AUROC).
 
-Features are standardized by the training part; the strength of the penalty is chosen by cross-validation inside
-the training part; the test part is used once. Where patients are known, no patient is on two sides of any
-split, and the bootstrap draws patients, since two eyes of one are no two independent images.
+Features are standardized by the training part; the strength of the penalty is chosen by cross-validation
+inside the training part; the test part is used once. Where patients are known, no patient is on two sides of
+any split, and the bootstrap draws patients, since two eyes of one are no two independent images.
 
 Shapes: n images, D width, K classes.
 """
@@ -191,7 +191,7 @@ def _too_few(labeled: LabeledImages, where: object) -> DataError:
 def _folds(y: Int64, groups: Int64 | None, most: int, seed: int) -> list[tuple[Int64, Int64]]:
     """Stratified folds (indices of the training part, of the other), every class on both sides of each.
 
-    There are as many folds as the rarest class has images (patients), at most `most`; none when that is below 2.
+    There are as many folds as the rarest class has images (patients), at most `most`; none below 2.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
@@ -214,7 +214,7 @@ class LinearProbe:
         self._scaler, self._regression = scaler, regression
 
     def scores(self, x: npt.NDArray[np.floating[Any]]) -> Float64:
-        """Scores (n, K) of features (n, D), the higher the likelier; only their order within a column counts."""
+        """Scores (n, K) of features (n, D), higher is likelier; only the order in a column counts."""
         standardized = self._scaler.transform(x)
         if len(self._regression.classes_) > 2:
             return np.asarray(self._regression.predict_proba(standardized), np.float64)

@@ -1,7 +1,7 @@
 """Evaluation views: the center square of an image at an encoder's size, with its patches ranked by detail.
 
-Images come from files or from a dataset of shards. Both take the same way as in training: pixels by
-`shards.formats` and `shards.crops`, high-frequency (HF) ranks from the response map of the whole image.
+Images come from files or from a dataset of shards. Both take the way of training views without augmentation
+(`shards.views.cut_view`); the response map of a file is computed as the build would have done.
 
 Shapes: S side of a view in pixels, N patches of a view, row-major.
 """
@@ -15,16 +15,18 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from shards.canonical import resize_to_canonical
-from shards.crops import apply_crop, center_crop, crop_shares
+from shards.crops import apply_crop, center_crop
 from shards.draws import sample_rng
 from shards.formats import SUFFIXES, Pixels, decode_image
-from shards.hf_tokens import HFParams, hf_map, hf_response, indices_from_map
+from shards.hf_tokens import HFParams, hf_map, hf_response
 from shards.modalities import find_modality
-from shards.reader import ShardReader, exclusion_rows
-from shards.schema import load_snapshot
+from shards.reader import KeptSamples, Sample, ShardReader, exclusion_rows
 from shards.support.errors import ConfigError, DataError
+from shards.views import StreamConfig, cut_view, open_snapshot
 
 CANONICAL_SIZE = 512  # the short side at which the HF response of a file is computed
 CELLS_PER_PATCH = 4  # of its response map
@@ -34,7 +36,7 @@ class View(NamedTuple):
     """A view and the order of its patches.
 
     Attributes:
-        image: (S, S, 3) uint8; grey images repeated.
+        image: (3, S, S) uint8; grey images repeated.
         hf_order: (N,) int64, all patches, strongest high-frequency response first.
     """
 
@@ -52,18 +54,23 @@ class Grid(NamedTuple):
 ViewLoader = Callable[[], View]
 
 
-def view_pixels(image: Pixels, size: int) -> Pixels:
-    """Cut the largest centered square of (H, W) or (H, W, 3) and resize it to (size, size, 3)."""
-    view = apply_crop(image, center_crop(*image.shape[:2]), size)
-    return np.repeat(view[:, :, None], 3, axis=2) if view.ndim == 2 else np.ascontiguousarray(view)
+def stack_images(views: Sequence[View]) -> Tensor:
+    """Stack the images of B views, (B, 3, S, S) uint8."""
+    return torch.from_numpy(np.stack([view.image for view in views]))
 
 
-def read_image(path: Path) -> Pixels:
-    """Decode an image file, (H, W) or (H, W, 3).
+def read_pixels(path: Path, size: int) -> Pixels:
+    """Decode an image file to the pixels of its view, (3, size, size).
 
     Raises:
         DataError: it cannot be read, or is no image.
     """
+    image = _decode(path)
+    pixels = apply_crop(image, center_crop(*image.shape[:2]), size)
+    return _three_planes(pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+
+def _decode(path: Path) -> Pixels:
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -117,54 +124,74 @@ def list_views(
         DataError: there are no images, or the dataset cannot be read.
     """
     if (images / "dataset.json").is_file():
-        loaders = _dataset_loaders(images, snapshot, grid, modality)
-    elif modality is None:
+        return _dataset_loaders(images, _stream_config(images, grid, snapshot), modality, num, seed)
+    if modality is None:
         raise ConfigError(
             "which patches are high-frequency depends on the modality, and files do not say it",
             where=images,
             fix="name it with --modality, or build a dataset with `frepa shards build`",
         )
-    else:
-        params = find_modality(modality).hf
-        loaders = {modality: [partial(_view_of_file, path, params, grid) for path in list_images(images)]}
-    return {name: _choose(found, num, seed, name) for name, found in loaders.items()}
+    params, paths = find_modality(modality).hf, list_images(images)
+    return {
+        modality: [
+            partial(_view_of_file, paths[i], params, grid) for i in _choose(len(paths), num, seed, modality)
+        ]
+    }
 
 
-def _choose(loaders: Sequence[ViewLoader], num: int, seed: int, modality: str) -> list[ViewLoader]:
-    order = sample_rng(seed, 0, 0, f"evaluation images, {modality}").permutation(len(loaders))
-    return [loaders[index] for index in order[:num]]
+def _choose(available: int, num: int, seed: int, modality: str) -> list[int]:
+    rng = sample_rng(seed, 0, 0, f"evaluation images, {modality}")
+    chosen: list[int] = rng.choice(available, size=min(num, available), replace=False).tolist()
+    return chosen
 
 
 def _dataset_loaders(
-    root: Path, digest: str | None, grid: Grid, modality: str | None
+    root: Path, config: StreamConfig, modality: str | None, num: int, seed: int
 ) -> dict[str, list[ViewLoader]]:
-    snapshot = load_snapshot(root, digest)
+    snapshot = open_snapshot(config)
     if modality is not None and modality not in snapshot.modalities:
         raise ConfigError(
             f"the dataset holds no '{modality}'", where=root, allowed=", ".join(snapshot.modalities)
         )
     reader, excluded = ShardReader(root, snapshot), exclusion_rows(root, snapshot)
     loaders: dict[str, list[ViewLoader]] = {}
-    for shard, info in enumerate(snapshot.shards):
-        if modality in (None, info.modality):
-            rows = np.setdiff1d(np.arange(info.num_samples), excluded.get(shard, ()))
-            found = loaders.setdefault(info.modality, [])
-            found.extend(partial(_view_of_sample, reader, shard, int(row), grid) for row in rows)
+    for name in snapshot.modalities if modality is None else [modality]:
+        kept = KeptSamples(snapshot, excluded, name)
+        loaders[name] = [
+            partial(_view_of_sample, reader, *kept.locate(i), config)
+            for i in _choose(len(kept), num, seed, name)
+        ]
     return loaders
 
 
-def _view_of_sample(reader: ShardReader, shard: int, row: int, grid: Grid) -> View:
-    sample = reader.read(shard, row)
-    return _make_view(sample.image, sample.hf_map, grid)
+def _stream_config(root: Path, grid: Grid, snapshot: str | None = None) -> StreamConfig:
+    """Views without augmentation that rank all their patches."""
+    return StreamConfig(
+        root=root,
+        snapshot=snapshot,
+        image_size=grid.image_size,
+        patch_size=grid.patch_size,
+        hf_keep=1.0,
+        augment=False,
+    )
+
+
+def _view_of_sample(reader: ShardReader, shard: int, row: int, config: StreamConfig) -> View:
+    return _center_view(reader.read(shard, row), config)
 
 
 def _view_of_file(path: Path, params: HFParams, grid: Grid) -> View:
-    image = resize_to_canonical(read_image(path), CANONICAL_SIZE)
+    image = resize_to_canonical(_decode(path), CANONICAL_SIZE)
     cell = max(1, grid.patch_size // CELLS_PER_PATCH)
-    return _make_view(image, hf_map(hf_response(image, params), cell), grid)
+    sample = Sample(path.name, image, hf_map(hf_response(image, params), cell), num_bytes=0)
+    return _center_view(sample, _stream_config(path.parent, grid))
 
 
-def _make_view(image: Pixels, response_map: npt.NDArray[np.uint8], grid: Grid) -> View:
-    shares = crop_shares(center_crop(*image.shape[:2]), *image.shape[:2])
-    order = indices_from_map(response_map, shares, grid.patch_size, 1.0, output_size=grid.image_size)
-    return View(view_pixels(image, grid.image_size), order.astype(np.int64))
+def _center_view(sample: Sample, config: StreamConfig) -> View:
+    pixels, order = cut_view(sample, center_crop(*sample.image.shape[:2]), config)
+    return View(_three_planes(pixels), order.astype(np.int64))
+
+
+def _three_planes(pixels: Pixels) -> Pixels:
+    """(S, S) or (3, S, S) -> (3, S, S)."""
+    return np.ascontiguousarray(np.broadcast_to(pixels, (3, *pixels.shape[-2:])))

@@ -59,8 +59,10 @@ figure img { border-radius: .2rem; }
 figcaption { color: var(--soft); font-size: .9rem; margin-top: .4rem; max-width: 46rem;
   overflow-wrap: anywhere; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem; }
+.gallery.fixed { grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); margin: 1.2rem 0; }
 .gallery figure { margin: 0; }
-.gallery img { width: 100%; }
+.gallery img, .gallery svg { width: 100%; }
+@media (max-width: 42rem) { .gallery.fixed { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
 pre { background: var(--panel); border-radius: .4rem; padding: .8rem 1rem; overflow: auto;
   max-height: 32rem; font-size: .85rem; line-height: 1.45; }
 @media print { pre { max-height: none; } }
@@ -135,13 +137,27 @@ class Page:
         """Add an image (H, W) or (H, W, 3) of uint8; `max_width` in CSS pixels."""
         self._parts.append(_image_figure(array, caption, max_width))
 
-    def gallery(self, items: Sequence[tuple[NDArray[np.uint8], str]]) -> None:
-        """Add small images with captions, side by side as the window's width allows."""
-        figures = "\n".join(_image_figure(array, caption, None) for array, caption in items)
-        self._parts.append(f'<div class="gallery">\n{figures}\n</div>')
+    def gallery(
+        self, items: Sequence[tuple[NDArray[np.uint8] | Figure, str]], *, columns: int | None = None
+    ) -> None:
+        """Add small images or figures with captions, side by side.
+
+        Args:
+            items: images or figures, each with its caption.
+            columns: how many to a row, two in a narrow window; None: as many as the window's width allows.
+        """
+        cells = "\n".join(
+            _image_figure(item, caption, None) if isinstance(item, np.ndarray) else self._svg(item, caption)
+            for item, caption in items
+        )
+        style = f' fixed" style="--columns:{int(columns)}"' if columns else '"'
+        self._parts.append(f'<div class="gallery{style}>\n{cells}\n</div>')
 
     def figure(self, figure: Figure, caption: str = "") -> None:
         """Add a Matplotlib figure as inline SVG on a transparent ground."""
+        self._parts.append(self._svg(figure, caption))
+
+    def _svg(self, figure: Figure, caption: str) -> str:
         import matplotlib as mpl  # 0.3 s that a page without figures need not pay
 
         self._num_figures += 1
@@ -155,7 +171,7 @@ class Page:
         svg = svg[svg.index("<svg") :].replace("#000000", "currentColor")
         label = html.escape(caption or f"figure {self._num_figures}", quote=True)
         svg = svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-        self._parts.append(f"<figure>{svg}{_caption(caption)}</figure>")
+        return f"<figure>{svg}{_caption(caption)}</figure>"
 
     def code(self, text: str, caption: str = "") -> None:
         """Add preformatted text."""

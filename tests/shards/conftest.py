@@ -124,3 +124,9 @@ def write_dataset():
         return snapshot
 
     return write
+
+
+@pytest.fixture(scope="session", name="draw_image")
+def _draw_image():
+    """The function that draws sample `number`."""
+    return draw_image

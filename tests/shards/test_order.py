@@ -1,4 +1,4 @@
-"""The order of samples: exactly once, equal for every cut into ranks, and a matter of arithmetic to resume."""
+"""The order of samples: exactly once, the same for every cut into ranks, and resumed by arithmetic."""
 
 from __future__ import annotations
 

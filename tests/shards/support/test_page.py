@@ -74,6 +74,7 @@ def full_page(text: str) -> Page:
     page.table([text, "n"], [[text, 1], [None, 2.5]])
     page.image(np.zeros((4, 5), np.uint8), text, max_width=80)
     page.gallery([(np.zeros((4, 5, 3), np.uint8), text)] * 2)
+    page.gallery([(np.zeros((4, 5, 3), np.uint8), text), (figure(text), text)], columns=2)
     page.figure(figure(text), text)
     page.code(text, text)
     page.heading("Second")

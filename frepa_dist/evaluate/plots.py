@@ -1,0 +1,137 @@
+"""The report's figures. `Figure` objects only: no pyplot, no state, no window.
+
+Colors keep their contrast on white and on black; black is left to text and axes, which the page recolors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLORS = ("#3d85c6", "#dd7e18", "#4a9e5c", "#c94f6d", "#8d6fc9", "#8a8f98")
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def _style(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color=COLORS[-1], alpha=0.3, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8)
+
+
+def curves_figure(records: Records, panels: Mapping[str, Sequence[str]]) -> Figure:
+    """Draw logged values over steps.
+
+    Args:
+        records: lines of metrics.jsonl; a value that a line lacks is left out.
+        panels: names of the values of each panel, by the panel's title.
+    """
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(4.6 * columns, 2.7 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    for axes, (title, names) in zip(grid.flat, panels.items(), strict=False):
+        for name, color in zip(names, COLORS, strict=False):
+            points = [(r["step"], r[name]) for r in records if isinstance(r.get(name), (int, float))]
+            steps, values = zip(*points, strict=True) if points else ((), ())
+            marker = "o" if len(points) < 30 else ""
+            axes.plot(steps, values, color=color, label=name, linewidth=1.6, marker=marker, markersize=3)
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_xlabel("step", fontsize=8)
+        if len(names) > 1:
+            axes.legend(fontsize=8, frameon=False, labelcolor="black")
+        _style(axes)
+    return figure
+
+
+def spectra_figure(original: npt.NDArray[np.floating[Any]], other: npt.NDArray[np.floating[Any]]) -> Figure:
+    """Draw the power of an original and of its reconstruction, (R,) each, by cycles per image side."""
+    figure = Figure(figsize=(2.7, 2.7), layout="constrained")
+    axes = figure.subplots()
+    cycles = np.arange(1, len(original))
+    for values, color, label in ((original, COLORS[0], "original"), (other, COLORS[1], "reconstruction")):
+        axes.loglog(cycles, np.maximum(values[1:], 1e-16), color=color, label=label, linewidth=1.4)
+    axes.set_xlabel("cycles per image side", fontsize=8)
+    axes.set_ylabel("power", fontsize=8)
+    axes.legend(fontsize=8, frameon=False, labelcolor="black", loc="lower left")
+    _style(axes)
+    return figure
+
+
+def intervals_figure(
+    labels: Sequence[str],
+    values: Sequence[float],
+    intervals: Sequence[tuple[float, float] | None],
+    *,
+    xlabel: str,
+    limits: tuple[float, float],
+    reference: float | None = None,
+    bars: bool = True,
+) -> Figure:
+    """Draw values with their intervals, one below the other.
+
+    Args:
+        labels: what each value is of.
+        values: n numbers.
+        intervals: low and high end of each, None where there is none.
+        xlabel: what the values are.
+        limits: of the axis; it grows to hold what lies outside.
+        reference: a value to mark, such as chance.
+        bars: draw bars from zero, else points.
+    """
+    figure = Figure(figsize=(7.6, 0.9 + 0.36 * len(labels)), layout="constrained")
+    axes = figure.subplots()
+    places = list(range(len(labels)))
+    if bars:
+        axes.barh(places, values, color=COLORS[0], height=0.62)
+    else:
+        axes.plot(values, places, "o", color=COLORS[0], markersize=6)
+    for place, interval in zip(places, intervals, strict=True):
+        if interval is not None:
+            axes.plot(interval, [place, place], color="black", linewidth=1.2, marker="|", markersize=6)
+    ends = [*values, *(end for interval in intervals if interval for end in interval)]
+    low, high = min(limits[0], *ends), max(limits[1], *ends)
+    for place, value in zip(places, values, strict=True):
+        axes.text(high + 0.02 * (high - low), place, f"{value:.3f}", va="center", fontsize=9, clip_on=False)
+    if reference is not None:
+        axes.axvline(reference, color=COLORS[-1], linewidth=1, linestyle="--")
+    axes.set_xlim(low, high)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.set_yticks(places, labels)
+    axes.set_xlabel(xlabel, fontsize=9)
+    _style(axes)
+    axes.tick_params(axis="y", labelsize=9, length=0)
+    axes.grid(visible=False, axis="y")
+    return figure
+
+
+def phases_figure(seconds: Mapping[str, float]) -> Figure:
+    """Draw how a step's time is spent: one bar, a part of it for each phase, in seconds."""
+    figure = Figure(figsize=(7.6, 1.6), layout="constrained")
+    axes = figure.subplots()
+    start = 0.0
+    for name, color in zip(seconds, COLORS * 2, strict=False):
+        axes.barh(0, seconds[name], left=start, color=color, height=0.5, label=name)
+        start += seconds[name]
+    axes.set_yticks([])
+    axes.set_xlim(0, start or 1)
+    axes.set_xlabel("seconds per step", fontsize=9)
+    _style(axes)
+    axes.spines["left"].set_visible(False)
+    figure.legend(
+        fontsize=8,
+        frameon=False,
+        labelcolor="black",
+        loc="outside upper left",
+        ncols=min(7, len(seconds) or 1),
+    )
+    return figure

@@ -1,0 +1,340 @@
+"""The page about a run: curves, reconstructions with spectra, HF tokens, CKA, probe, settings, time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from frepa_dist.config import RunConfig
+from frepa_dist.evaluate.cka import CkaResult
+from frepa_dist.evaluate.plots import curves_figure, intervals_figure, phases_figure, spectra_figure
+from frepa_dist.evaluate.probe import ProbeResult
+from frepa_dist.evaluate.reconstruct import mark_tokens, reconstruct
+from frepa_dist.evaluate.views import Grid, View, list_views, stack_images
+from frepa_dist.runs import (
+    CHECKPOINTS,
+    CONFIG,
+    ENVIRONMENT,
+    EVENTS,
+    METRICS,
+    OUTCOME,
+    STUDENT_WEIGHTS,
+    find_checkpoint,
+    load_run_config,
+    load_student,
+    read_metrics,
+)
+from shards.support.errors import DataError
+from shards.support.page import Page
+from shards.support.settings import Settings, dump_yaml
+
+NUM_PICTURES = 6  # images shown, shared among the modalities
+
+PLACES = (
+    (CONFIG, "the resolved configuration, with the dataset snapshot it is pinned to"),
+    (METRICS, "a JSON line per logged step"),
+    (EVENTS, "a JSON line per start, checkpoint, skipped sample, failure"),
+    (OUTCOME, "how the last start ended"),
+    (ENVIRONMENT, "versions of what computed it"),
+)
+
+Result = Mapping[str, Any]
+R = TypeVar("R", bound=Settings)
+
+
+def build_report(
+    run_dir: Path,
+    out_html: Path,
+    *,
+    probe: Result | Sequence[Result] | None = None,
+    cka: Result | None = None,
+    notes: Sequence[str] = (),
+) -> None:
+    """Write the page about a run, one self-contained file.
+
+    What the run does not have (yet) is said in the place where it would be.
+
+    Args:
+        run_dir: the run.
+        out_html: the page.
+        probe: results of `frepa evaluate probe`, as JSON data; several to be shown beside each other.
+        cka: result of `frepa evaluate cka`, as JSON data.
+        notes: sentences for the top of the page.
+
+    Raises:
+        DataError: `run_dir` is no run, or a result is not one.
+        EnvironmentFault: the page cannot be written.
+    """
+    config, records = load_run_config(run_dir), read_metrics(run_dir)
+    given = [probe] if isinstance(probe, Mapping) else list(probe or ())
+    probes = [_read(ProbeResult, item) for item in given]
+    similarity = None if cka is None else _read(CkaResult, cka)
+    outcome, environment = _read_json(run_dir / OUTCOME), _read_json(run_dir / ENVIRONMENT)
+
+    page = Page(f"{config.method.name} run: {run_dir.resolve().name}", _subtitle(config))
+    for note in notes:
+        page.note(note)
+    add_summary(page, config, records, outcome, environment)
+    add_curves(page, records)
+    add_pictures(page, run_dir, config)
+    add_cka(page, similarity)
+    add_probes(page, probes)
+    add_time(page, records)
+    page.heading("Configuration")
+    page.code(dump_yaml(config.model_dump(mode="json")))
+    add_places(page, run_dir, config)
+    page.write(out_html)
+
+
+def _read(kind: type[R], data: Result) -> R:
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise DataError(f"not a {kind.__name__}: {error.error_count()} wrong fields") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A small file of the run, empty where it is not there."""
+    if not path.is_file():
+        return {}
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return data
+
+
+def _subtitle(config: RunConfig) -> str:
+    model = config.method.model
+    return f"ViT {model.size}, {model.patch_size}-pixel patches, {model.image_size}-pixel views"
+
+
+def add_summary(
+    page: Page,
+    config: RunConfig,
+    records: Sequence[Result],
+    outcome: Result,
+    environment: Result,
+) -> None:
+    """Say in one table what was run, how far it came and how fast it was."""
+    page.heading("Summary")
+    last: Result = records[-1] if records else {}
+    speeds = [r["samples_per_second"] for r in records[1:] or records]
+    batch = config.train.global_batch_size
+    state = outcome.get("outcome", "not ended, or ended without a word")
+    packages = ", ".join(f"{name} {number}" for name, number in environment.get("packages", {}).items())
+    page.table(
+        ["", ""],
+        [
+            ("state", state),
+            (
+                "steps",
+                f"{last.get('step', 0)} of {batch} images, {last.get('step', 0) * batch:,} images seen",
+            ),
+            ("last loss", f"{last['loss']:.4f}" if last else "nothing logged yet"),
+            ("speed", f"{sum(speeds) / len(speeds):.1f} images per second" if speeds else ""),
+            ("ranks, device", f"{environment.get('world_size', '?')}, {environment.get('device', '?')}"),
+            ("precision, ZeRO stage", f"{config.train.precision}, {config.train.zero_stage}"),
+            ("dataset snapshot", config.data.snapshot),
+            ("versions", packages),
+        ],
+    )
+
+
+def add_curves(page: Page, records: Sequence[Result]) -> None:
+    """Draw what was logged: losses first, then every other group of values, each in a panel."""
+    page.heading("Loss curves")
+    if not records:
+        page.text("Nothing is logged yet.")
+        return
+    names = dict.fromkeys(name for record in records for name in record)
+    losses = [name for name in names if name == "loss" or name.startswith("loss/")]
+    panels: dict[str, list[str]] = {"total loss": ["loss"]}
+    panels |= {name: [name] for name in losses[1:]}
+    for name in names:
+        group, slash, _ = name.partition("/")
+        if slash and group not in ("loss", "time"):
+            panels.setdefault(group.replace("_", " "), []).append(name)
+    panels["learning rate"] = ["lr"]
+    page.figure(curves_figure(records, panels), "Means over the steps since the line before.")
+
+
+def choose_views(config: RunConfig) -> list[tuple[str, View]]:
+    """A few images of the run's dataset with their modalities, the same in every report of it.
+
+    Raises:
+        DataError: the dataset cannot be read.
+    """
+    model = config.method.model
+    grid = Grid(model.image_size, model.patch_size)
+    found = list_views(config.data.root, grid, num=NUM_PICTURES, snapshot=config.data.snapshot)
+    share = max(1, NUM_PICTURES // len(found))
+    return [(modality, load()) for modality, loaders in found.items() for load in loaders[:share]]
+
+
+def add_pictures(page: Page, run_dir: Path, config: RunConfig) -> None:
+    """Show reconstructions beside originals with their spectra, then HF tokens on the images."""
+    try:
+        views = choose_views(config)
+    except DataError as error:
+        page.heading("Reconstructions")
+        page.text(f"No pictures: the run's dataset cannot be read. {error}")
+        return
+    add_reconstructions(page, run_dir, config, views)
+    page.heading("High-frequency tokens")
+    keep, patch_size = config.data.hf_keep, config.method.model.patch_size
+    page.text(
+        f"The {keep:.0%} of patches with the strongest response are framed, the others dimmed. They should lie "
+        "on anatomy (vessels, nuclei), not on a rim, a border or burnt-in text."
+    )
+    marked = []
+    for modality, view in views:
+        kept = view.hf_order[: round(keep * len(view.hf_order))]
+        marked.append((mark_tokens(view.image.transpose(1, 2, 0), kept, patch_size), modality))
+    page.gallery(marked)
+
+
+def add_reconstructions(
+    page: Page, run_dir: Path, config: RunConfig, views: Sequence[tuple[str, View]]
+) -> None:
+    """Mask a few images, reconstruct them, and show what the spectrum lost."""
+    page.heading("Reconstructions")
+    try:
+        student, _, step = load_student(run_dir)
+    except DataError as error:
+        page.text(f"No reconstructions yet: {error}")
+        return
+    method = config.method
+    results = reconstruct(
+        student,
+        stack_images([view for _, view in views]),
+        mean=method.model.mean,
+        std=method.model.std,
+        mask_ratio=method.mask_ratio,
+    )
+    page.text(
+        f"Step {step}, mask ratio {method.mask_ratio:g}, masks fixed. From left to right: original, what the "
+        "encoder saw, reconstruction (true patches where they were seen), power spectra of the original and of "
+        "the reconstruction."
+    )
+    if method.norm_pix_loss:
+        page.text(
+            "Patches are predicted normalized one by one; they are drawn with the mean and spread of the true "
+            "ones, so look at structure, not at tone."
+        )
+    for (modality, _), item in zip(views, results, strict=True):
+        detail = f"Power above 13.4 cycles: {item.detail_original:.1%} to {item.detail_reconstructed:.1%}"
+        page.gallery(
+            [
+                (item.original, modality),
+                (item.masked, "masked"),
+                (item.reconstructed, f"mean absolute error {item.error:.3f}"),
+                (spectra_figure(item.spectrum_original, item.spectrum_reconstructed), detail),
+            ],
+            columns=4,
+        )
+
+
+def add_cka(page: Page, result: CkaResult | None) -> None:
+    """Draw CKA of the full image with each of its parts."""
+    page.heading("Similarity to the full image (CKA)")
+    if result is None:
+        page.text("Not measured: frepa evaluate cka RUN IMAGES --out FILE, then frepa report RUN --cka FILE.")
+        return
+    page.text(
+        "Debiased linear CKA of the features of the full image with those of a part of it: 1 where the part "
+        "says all, 0 where nothing is shared. Lines are 95 % intervals by the jackknife over images; they are "
+        "too narrow where images overlap or repeat patients. Filters are Gaussian, at "
+        f"{result.config.cutoff_cycles:g} cycles per image side."
+    )
+    for modality in dict.fromkeys(row.modality for row in result.rows):
+        rows = [row for row in result.rows if row.modality == modality]
+        figure = intervals_figure(
+            [row.variant for row in rows],
+            [row.cka for row in rows],
+            [row.interval() for row in rows],
+            xlabel="CKA with the full image",
+            limits=(0.0, 1.0),
+        )
+        page.figure(figure, f"{modality}, n = {rows[0].num_images} images, {result.encoder}")
+
+
+def add_probes(page: Page, probes: Sequence[ProbeResult]) -> None:
+    """Draw the AUROC of each probe with its interval, and say what it stands on."""
+    page.heading("Linear probe")
+    if not probes:
+        page.text(
+            "Not measured: frepa evaluate probe RUN IMAGES --out FILE, then frepa report RUN --probe FILE."
+        )
+        return
+    if any(probe.smoke_test for probe in probes):
+        page.note(
+            "This probe is a smoke test: its labels are not medical. It shows that the evaluation runs; "
+            "no methods are compared by it."
+        )
+    figure = intervals_figure(
+        [probe.encoder if len(probes) > 1 else "AUROC" for probe in probes],
+        [probe.auroc for probe in probes],
+        [(probe.low, probe.high) for probe in probes],
+        xlabel="AUROC (dashed: chance)",
+        limits=(0.4, 1.0),
+        reference=0.5,
+        bars=False,
+    )
+    page.figure(figure, "Area under the ROC curve on the test part, 95 % bootstrap interval.")
+    page.table(
+        ["encoder", "AUROC", "95 % interval", "classes (train + test)", "split", "resampled", "C"],
+        [
+            (
+                probe.encoder,
+                f"{probe.auroc:.3f}",
+                f"{probe.low:.3f} to {probe.high:.3f}",
+                _describe_classes(probe),
+                probe.split,
+                probe.resampled,
+                f"{probe.c:g}" + (" (edge of the grid)" if probe.c_at_edge else ""),
+            )
+            for probe in probes
+        ],
+    )
+
+
+def _describe_classes(probe: ProbeResult) -> str:
+    parts = zip(probe.classes, probe.num_train, probe.num_test, strict=True)
+    return ", ".join(f"{name} {train} + {test}" for name, train, test in parts)
+
+
+def add_time(page: Page, records: Sequence[Result]) -> None:
+    """Draw where the time of a step goes."""
+    page.heading("Time by phase")
+    timed = [record for record in records if "time/total" in record]
+    if not timed:
+        page.text("Nothing is logged yet.")
+        return
+    # the first line counts the start of loaders and kernels
+    timed = timed[1:] or timed
+    names = dict.fromkeys(name for record in timed for name in record if name.startswith("time/"))
+    means = {name.removeprefix("time/"): sum(r.get(name, 0.0) for r in timed) / len(timed) for name in names}
+    total = means.pop("total")
+    means["other"] = max(0.0, total - sum(means.values()))
+    page.figure(phases_figure(means), "Mean of rank 0 over the run, the first line left out.")
+    page.table(
+        ["phase", "seconds per step", "share"],
+        [(name, seconds, f"{seconds / total:.1%}") for name, seconds in means.items()],
+    )
+
+
+def add_places(page: Page, run_dir: Path, config: RunConfig) -> None:
+    """Say where things are."""
+    page.heading("Where things are")
+    rows = [(name, text) for name, text in PLACES if (run_dir / name).is_file()]
+    try:
+        newest = find_checkpoint(run_dir).name
+        rows.append((f"{CHECKPOINTS}/{newest}/{STUDENT_WEIGHTS}", "the newest weights of the student"))
+    except DataError:
+        pass
+    page.text(
+        f"The run is in {run_dir}, its dataset in {config.data.root}. Names in the table are below the run."
+    )
+    page.table(["file", "what it holds"], rows)

@@ -1,0 +1,265 @@
+"""The encoder of a run as a folder in timm's hub layout: config.json, model.safetensors, README.md.
+
+`timm.create_model("local-dir:FOLDER", pretrained=True)` gives the encoder without a head; its features are
+the mean of the patch tokens after the final norm. The folder names no machine, path or user.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from frepa_dist.config import RunConfig
+from frepa_dist.evaluate.features import load_encoder
+from frepa_dist.models.vit_mae import VIT_SIZES, MaskedAutoencoderViT
+from frepa_dist.runs import ENVIRONMENT, load_student
+from shards.atomic import writing_to
+from shards.schema import Counts, load_snapshot
+from shards.support.errors import ConfigError, DataError
+from shards.support.settings import dump_yaml
+
+ARCHITECTURES = {
+    "tiny": "vit_tiny_patch16_224",
+    "small": "vit_small_patch16_224",
+    "base": "vit_base_patch16_224",
+    "large": "vit_large_patch16_224",
+}
+"""timm's models of the same widths; image and patch size are given as arguments."""
+
+ENCODER_PARTS = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
+TOLERANCE = 1e-4  # of the check, relative; kernels of other shapes round in another way
+
+
+def export_encoder(run_dir: Path, out_dir: Path, step: int | None = None) -> Path:
+    """Write the encoder of a checkpoint, load it again with timm, compare, and only then put it in place.
+
+    Args:
+        run_dir: the run.
+        out_dir: a folder that does not exist, or is empty.
+        step: of the checkpoint, None for the newest.
+
+    Returns:
+        `out_dir`.
+
+    Raises:
+        ConfigError: `out_dir` holds something.
+        DataError: there is no such checkpoint, or timm makes other features of it.
+        EnvironmentFault: the folder cannot be written.
+    """
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise ConfigError(
+            "there is something already", where=out_dir, fix="name a new folder, or empty this one"
+        )
+    out_dir = out_dir.resolve()
+    student, config, step = load_student(run_dir, step)
+    weights = {
+        name: value.contiguous()
+        for name, value in student.state_dict().items()
+        if name.startswith(ENCODER_PARTS)
+    }
+    # beside the destination, so that the rename stays on one file system; a killed export leaves it there
+    partial = out_dir.with_name(f".{out_dir.name}.partial-{os.getpid()}")
+    with writing_to(out_dir):
+        partial.mkdir(parents=True)
+        try:
+            provenance = describe_provenance(run_dir, config, step)
+            data = save(weights, metadata={"format": "pt", **_texts(provenance)})
+            (partial / "model.safetensors").write_bytes(data)
+            (partial / "config.json").write_text(
+                json.dumps(timm_config(config, student.width), indent=2) + "\n"
+            )
+            (partial / "README.md").write_text(write_card(config, weights, provenance), encoding="utf-8")
+            check_features(student, partial)
+            partial.replace(out_dir)  # an empty folder gives way
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    return out_dir
+
+
+def timm_config(config: RunConfig, width: int) -> dict[str, Any]:
+    """What timm reads to build the encoder and to prepare images for it.
+
+    `fc_norm: false` keeps the norm before the pooling, where MAE has it: with `global_pool: avg` alone timm
+    moves it behind, and the weights no longer fit.
+    """
+    model = config.method.model
+    return {
+        "architecture": ARCHITECTURES[model.size],
+        "num_classes": 0,
+        "num_features": width,
+        "global_pool": "avg",
+        "model_args": {
+            "img_size": model.image_size,
+            "patch_size": model.patch_size,
+            "global_pool": "avg",
+            "fc_norm": False,
+        },
+        "pretrained_cfg": {
+            "tag": f"frepa_{config.method.name}",
+            "custom_load": False,
+            "input_size": [3, model.image_size, model.image_size],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": list(model.mean),
+            "std": list(model.std),
+            "num_classes": 0,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+
+
+def describe_provenance(run_dir: Path, config: RunConfig, step: int) -> dict[str, Any]:
+    """Where the weights come from, without any path."""
+    environment: dict[str, Any] = {}
+    if (run_dir / ENVIRONMENT).is_file():
+        environment = json.loads((run_dir / ENVIRONMENT).read_text(encoding="utf-8"))
+    return {
+        "method": config.method.name,
+        "step": step,
+        "samples_seen": step * config.train.global_batch_size,
+        "config_digest": config_digest(config),
+        "snapshot": config.data.snapshot,
+        "trained_with": environment.get("packages", {}),
+        "exported_with": f"frepa {version('frepa')}",
+    }
+
+
+def config_digest(config: RunConfig) -> str:
+    """16 hex digits over all settings of a run but the places of the run and of its data."""
+    plain = config.model_dump(mode="json", exclude={"output": True, "data": {"root"}})
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+
+
+def check_features(student: MaskedAutoencoderViT, folder: Path) -> None:
+    """Compare what timm makes of a folder with the student, on noise.
+
+    Raises:
+        DataError: the features differ.
+    """
+    generator = torch.Generator().manual_seed(0)
+    size = student.image_size
+    images = torch.randint(0, 256, (2, 3, size, size), generator=generator, dtype=torch.uint8)
+    exported = load_encoder(folder, "cpu")
+    normalized = exported.normalize(images)
+    with torch.inference_mode():
+        expected = student.eval().encode(normalized)[:, 1:].mean(dim=1)
+    difference = float((exported.embed(normalized) - expected).abs().max())
+    if not difference <= TOLERANCE * float(expected.abs().max()):
+        raise DataError(
+            f"timm makes other features of the export: they differ by {difference:.3g}", where=folder
+        )
+
+
+def write_card(config: RunConfig, weights: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> str:
+    """The model card, Markdown with the header that model hubs read."""
+    model, train = config.method.model, config.train
+    size = VIT_SIZES[model.size]
+    num_parameters = sum(value.numel() for value in weights.values())
+    packages = ", ".join(f"{name} {number}" for name, number in provenance["trained_with"].items())
+    settings = dump_yaml({"method": _plain(config.method.model_dump()), "train": _plain(train.model_dump())})
+    return f"""---
+library_name: timm
+tags: [image-feature-extraction, timm, medical]
+---
+
+# Encoder pretrained with {config.method.name} on medical images
+
+```python
+import timm
+
+model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True)  # without pretrained=True: random weights
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+features = model(transform(image).unsqueeze(0))  # (1, {size.width})
+```
+
+## Architecture
+
+Vision transformer without a head, in timm `{ARCHITECTURES[model.size]}`: {model.patch_size}-pixel patches,
+width {size.width}, {size.depth} blocks, {size.heads} heads, {num_parameters / 1e6:.1f} million parameters.
+The feature of an image is the mean of its patch tokens after the final norm; the class token is left out.
+
+## Input
+
+RGB images of {model.image_size} x {model.image_size} pixels, grey ones repeated to three channels: the
+short side is brought to {model.image_size}, the center cut out. Pixels are scaled to [0, 1], then normalized
+by mean {_numbers(model.mean)} and standard deviation {_numbers(model.std)}. Training shrank images by
+area averaging; timm's closest filter is bicubic.
+
+## Data
+
+{_describe_data(config)}
+
+## Method and provenance
+
+| | |
+|---|---|
+| method | {config.method.name} |
+| steps | {provenance["step"]} of {train.global_batch_size} images: {provenance["samples_seen"]} seen |
+| config digest | {provenance["config_digest"]} |
+| dataset snapshot | {provenance["snapshot"]} |
+| trained with | {packages or "not recorded"} |
+| exported with | {provenance["exported_with"]} |
+
+```yaml
+{settings.strip()}
+```
+
+Not a medical device. What it is worth for a task must be measured on that task.
+"""
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in values) + ")"
+
+
+def _plain(value: Any) -> Any:
+    """Plain data for YAML; of a path only the name, which says what it was and not where it lay."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.name if isinstance(value, PurePath) else value
+
+
+def _describe_data(config: RunConfig) -> str:
+    """Modalities, numbers of samples, and what the build left out."""
+    try:
+        snapshot = load_snapshot(config.data.root, config.data.snapshot)
+    except DataError:
+        return (
+            f"Snapshot `{config.data.snapshot}`. The dataset was not at hand when this folder was written, "
+            "so its modalities and counts are not stated."
+        )
+    rows = []
+    for modality in snapshot.modalities:
+        builds = [build for build in snapshot.builds if build.modality == modality]
+        counts = sum((build.counts for build in builds), Counts())
+        names = ", ".join(build.source for build in builds)
+        left_out = counts.units - counts.samples
+        digest = snapshot.hf_digests[modality]
+        rows.append(f"| {modality} | {names} | {counts.samples} | {left_out} | {digest} |")
+    table = "\n".join(rows)
+    return f"""Snapshot `{snapshot.hash}`, images stored with a short side of at most {snapshot.size} pixels.
+
+| modality | sources | samples | left out (unreadable, excluded, repeated) | HF parameters |
+|---|---|---:|---:|---|
+{table}"""
