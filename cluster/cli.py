@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -78,11 +77,18 @@ def shards_build(sources: tuple[Path, ...], dest: Path, overrides: tuple[str, ..
 
     from shards.support.settings import apply_overrides, validate
 
-    options["jobs"] = options["jobs"] or len(os.sched_getaffinity(0))
     given = {key: value for key, value in options.items() if value is not None}
     config = validate(BuildConfig, apply_overrides(given, overrides), where="frepa shards build")
     report = build_dataset(list(sources), dest, config)
-    click.echo(report.describe())
+    counts = ", ".join(f"{number} {name}" for name, number in report.counts.model_dump().items())
+    click.echo(f"{dest}: {counts}")
+    for kind, reasons in (("quarantined", report.quarantined), ("excluded", report.excluded)):
+        for reason, number in sorted(reasons.items()):
+            click.echo(f"  {kind} {reason}: {number}")
+    reused = f" ({report.num_reused} were there)" if report.num_reused else ""
+    click.echo(
+        f"  {report.num_shards} shards{reused}, {report.num_bytes / 1e6:.1f} MB, snapshot {report.snapshot}"
+    )
 
 
 @shards_group.command("inspect")
@@ -163,13 +169,20 @@ def evaluate() -> None:
 )
 @click.option("--out", type=FOLDER, help="JSON file for the result.")
 @click.option("--seed", default=0, show_default=True, help="Of the split and the bootstrap.")
+@click.option("--smoke-test", is_flag=True, help="The labels are not medical: the report will say so.")
 def evaluate_probe(
-    encoder: str, images: Path, labels: Path | None, label_column: str, out: Path | None, seed: int
+    encoder: str,
+    images: Path,
+    labels: Path | None,
+    label_column: str,
+    out: Path | None,
+    seed: int,
+    smoke_test: bool,
 ) -> None:
     """Linear probe: logistic regression on frozen features, AUROC with a bootstrap interval."""
     from frepa_dist.evaluate.probe import run_probe
 
-    result = run_probe(encoder, images, labels, label_column=label_column, seed=seed)
+    result = run_probe(encoder, images, labels, label_column=label_column, seed=seed, smoke_test=smoke_test)
     write_result(result.as_json(), out)
     click.echo(result.describe())
 
@@ -177,17 +190,20 @@ def evaluate_probe(
 @evaluate.command("cka")
 @click.argument("encoder")
 @click.argument("images", type=FOLDER)
-@click.option("--num", default=512, show_default=True, help="Most images to use.")
+@click.option("--num", default=512, show_default=True, help="Most images of a modality to use.")
+@click.option("--modality", help="What image files are; of a dataset, the only one to use.")
 @click.option("--out", type=FOLDER, help="JSON file for the result.")
 @click.option("--seed", default=0, show_default=True, help="Which images, and of the random tokens.")
-def evaluate_cka(encoder: str, images: Path, num: int, out: Path | None, seed: int) -> None:
+def evaluate_cka(
+    encoder: str, images: Path, num: int, modality: str | None, out: Path | None, seed: int
+) -> None:
     """CKA of the full image's features with those of its HF, LF and random tokens and of filtered images.
 
     IMAGES is a folder of images or a dataset of shards.
     """
     from frepa_dist.evaluate.cka import run_cka
 
-    result = run_cka(encoder, images, num=num, seed=seed)
+    result = run_cka(encoder, images, num=num, seed=seed, modality=modality)
     write_result(result.as_json(), out)
     click.echo(result.describe())
 

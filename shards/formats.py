@@ -10,8 +10,6 @@ What a file says about itself decides, not its suffix. Color profiles are ignore
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,8 +60,7 @@ _MAGIC = (
     (b"n+1\x00", 344, "nifti"),
     (b"\x00\x00\x00\x0cjP  ", 0, "jpeg2000"),
 )
-_SUPPORTED = frozenset({"png", "jpeg", "tiff", "bmp", "webp"})
-_PILLOW_FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "WEBP")
+_PILLOW_NAMES = {"png": "PNG", "jpeg": "JPEG", "tiff": "TIFF", "bmp": "BMP", "webp": "WEBP"}
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".dib", ".webp"})
 
 
@@ -120,7 +117,7 @@ def check_format(data: bytes) -> str:
     name = sniff(data)
     if name is None:
         raise Unreadable("not_an_image")
-    if name not in _SUPPORTED:
+    if name not in _PILLOW_NAMES:
         raise Unreadable("unsupported_format", name)
     return name
 
@@ -132,7 +129,7 @@ def read_header(data: bytes) -> Header:
         Unreadable: it is no image, or its header is damaged.
     """
     name = check_format(data)
-    with _decoder_faults(), Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
+    with _decoder_faults(), Image.open(io.BytesIO(data), formats=(_PILLOW_NAMES[name],)) as image:
         pages = int(getattr(image, "n_frames", 1)) if name == "tiff" else 1
         return Header(name, pages, image.height, image.width)
 
@@ -164,7 +161,7 @@ def decode_image(
 def decode_page(data: bytes, *, max_pixels: int, page: int = 0) -> DecodedImage:
     """Decode as `decode_image` does, and say whether the pixels are verbatim those of the file."""
     format_name = check_format(data)
-    with _decoder_faults(), Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
+    with _decoder_faults(), Image.open(io.BytesIO(data), formats=(_PILLOW_NAMES[format_name],)) as image:
         if page:
             image.seek(page)
         if image.width * image.height > max_pixels:
@@ -174,17 +171,14 @@ def decode_page(data: bytes, *, max_pixels: int, page: int = 0) -> DecodedImage:
         orientation = int(image.getexif().get(_ORIENTATION_TAG, 1))
         if is_deep_color:
             return DecodedImage(_orient(_decode_deep_color(data, format_name, page), orientation), False)
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith(("I", "F")):
-            return DecodedImage(scale_to_8_bit(np.asarray(upright)), False)
-        if upright.has_transparency_data:
-            return DecodedImage(_lay_on_black(upright), False)
-        plain = (
-            upright
-            if upright.mode in ("L", "RGB")
-            else upright.convert("L" if upright.mode == "1" else "RGB")
-        )
-        is_verbatim = plain is upright and orientation == 1 and page == 0
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith(("I", "F")):
+            return DecodedImage(scale_to_8_bit(np.asarray(image)), False)
+        if image.has_transparency_data:
+            return DecodedImage(_lay_on_black(image), False)
+        target = {"L": "L", "1": "L"}.get(image.mode, "RGB")
+        plain = image if image.mode == target else image.convert(target)
+        is_verbatim = plain is image and orientation == 1 and page == 0
         return DecodedImage(np.ascontiguousarray(plain, dtype=np.uint8), is_verbatim)
 
 
@@ -216,15 +210,31 @@ def scale_to_8_bit(values: npt.NDArray[Any]) -> Pixels:
 
 @contextmanager
 def _decoder_faults() -> Iterator[None]:
-    """Turn what decoders raise on bad data into `Unreadable`; a TypeError or the like stays a bug."""
+    """Turn what the decoders raise on bad data into `Unreadable`; an error of our own stays one.
+
+    Pillow documents no list: damaged files make it raise anything from OSError to TypeError. So the place
+    decides, not the type.
+    """
     try:
         yield
+    except (Unreadable, MemoryError):
+        raise
     except Image.DecompressionBombError as error:
         raise Unreadable("too_many_pixels") from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, cv2.error) as error:
+    except Exception as error:
+        if not (isinstance(error, cv2.error) or _is_raised_by_pillow(error)):
+            raise
         text = str(error).lower()
         is_truncated = isinstance(error, EOFError) or "truncat" in text or "end of file" in text
         raise Unreadable("truncated" if is_truncated else "damaged", type(error).__name__) from error
+
+
+def _is_raised_by_pillow(error: Exception) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    return str(module).split(".")[0] == "PIL"
 
 
 def _is_deep_color(data: bytes, image: Image.Image, format_name: str) -> bool:

@@ -114,7 +114,7 @@ def check_extends(snapshot: Snapshot | None, facts: SourceFacts) -> bool:
         raise DataError(
             "the dataset holds a source of this name, of other files or of another state folder",
             where=where,
-            fix="build further files under another source name; rebuild with the state folder of the first time",
+            fix="build new files under another source name, and the old ones with their state folder",
         )
     return True
 
@@ -214,7 +214,7 @@ def _list_left_out(plan: Plan, salt: Salt, facts: SourceFacts, results: Sequence
 def _find_pixel_duplicates(
     root: Path, earlier: Sequence[ShardInfo], shards: Sequence[ShardInfo], facts: SourceFacts
 ) -> list[Row]:
-    """A row for each sample of `shards` whose pixels are those of a sample before it, or of an earlier source."""
+    """A row for each sample of `shards` that repeats the pixels of one before it or of an earlier source."""
     columns = ["key", "pixel_hash", "object", "unit"]
     tables = [read_index(root, shard, columns) for shard in (*earlier, *shards)]
     if not tables:

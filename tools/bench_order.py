@@ -2,9 +2,9 @@
 
     python tools/bench_order.py [--world-size 256] [--global-batch-size 4096] [--samples-per-shard 2000]
 
-17.6 M samples, the images of Frepa's seven public modalities, 1 % of them excluded as duplicates. There are no
-pixels and no index: the plan needs the number of samples in each shard only. The first batch after a resume is
-timed on a new plan each time, since a resumed run has nothing else.
+17.6 M samples, the images of Frepa's seven public modalities, 1 % of them excluded as duplicates. There are
+no pixels and no index: the plan needs the number of samples in each shard only. The first batch after a
+resume is timed on a new plan each time, since a resumed run has nothing else.
 """
 
 from __future__ import annotations

@@ -52,7 +52,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, process_group() as world:
         folder = Path(name)
         write_images(folder / "images", 2 * arguments.batch, 256)
-        build_dataset([folder / "images"], folder / "shards", BuildConfig(modality="fundus", size=256, jobs=1))
+        build_dataset(
+            [folder / "images"], folder / "shards", BuildConfig(modality="fundus", size=256, jobs=1)
+        )
         trainers = {}
         for method in ("mae", "retmae"):
             settings = {

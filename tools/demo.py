@@ -16,9 +16,9 @@ from pathlib import Path
 from demo_images import write_demo_images
 
 FREPA = str(Path(sys.executable).with_name("frepa"))
-SMOKE_NOTE = (
-    "The probe tells retina crops from histology crops of two images: it shows that the pipeline runs, "
-    "it has no medical labels, and no methods may be compared by it."
+DEFAULT_NOTE = (
+    "Pretrained on overlapping crops of two images: this page shows that the pipeline runs, not what a method "
+    "is worth."
 )
 
 
@@ -38,7 +38,9 @@ def class_folders(folder: Path) -> list[Path]:
 def build_own(data: Path, shards: Path, modality: str) -> tuple[Path, list[str]]:
     """Shards of a folder of the user's; returns the images to probe on and the notes of the page."""
     labels = "folder" if len(class_folders(data)) > 1 else "none"
-    run("shards", "build", str(data), str(shards), "--modality", modality, "--size", "256", "--labels", labels)
+    run(
+        "shards", "build", str(data), str(shards), "--modality", modality, "--size", "256", "--labels", labels
+    )
     if labels == "folder":
         return data, []
     return data, ["No probe: it needs at least two subfolders, one per class."]
@@ -52,7 +54,7 @@ def build_default(images: Path, shards: Path) -> tuple[Path, list[str]]:
             *("shards", "build", str(images / modality), str(shards)),
             *("--modality", modality, "--size", "256", "--source-name", "skimage"),
         )
-    return images, [SMOKE_NOTE]
+    return images, [DEFAULT_NOTE]
 
 
 def main() -> None:
@@ -65,7 +67,9 @@ def main() -> None:
     arguments = parser.parse_args()
     out: Path = arguments.out
     if arguments.data is not None and not arguments.data.is_dir():
-        sys.exit(f"frepa: error: {arguments.data}: no such folder; to mend it: make demo DATA=a/folder/of/images")
+        sys.exit(
+            f"frepa: error: {arguments.data}: no such folder; to mend it: make demo DATA=a/folder/of/images"
+        )
     for old in (out, out.with_name(out.name + ".state")):
         shutil.rmtree(old, ignore_errors=True)
     start = time.monotonic()
@@ -86,7 +90,8 @@ def main() -> None:
     page = ["report", str(trained), "--out", str(out / "report.html"), "--cka", str(out / "cka.json")]
     run("evaluate", "cka", str(trained), str(shards), "--num", "256", "--out", str(out / "cka.json"))
     if len(class_folders(images)) > 1:
-        run("evaluate", "probe", str(trained), str(images), "--out", str(out / "probe.json"))
+        smoke_test = ["--smoke-test"] if arguments.data is None else []
+        run("evaluate", "probe", str(trained), str(images), "--out", str(out / "probe.json"), *smoke_test)
         page += ["--probe", str(out / "probe.json")]
     run("export", str(trained), str(encoder))
     run(*page, *(part for note in notes for part in ("--note", note)))

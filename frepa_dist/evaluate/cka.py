@@ -159,7 +159,7 @@ class CkaRow(Settings):
     error: float | None
 
     def interval(self) -> tuple[float, float] | None:
-        """Approximate 95 % interval, by the normal distribution."""
+        """Approximate 95% interval, by the normal distribution."""
         if self.error is None:
             return None
         return self.cka - NORMAL_95 * self.error, min(1.0, self.cka + NORMAL_95 * self.error)
@@ -179,7 +179,7 @@ class CkaResult(Settings):
 
     def describe(self) -> str:
         """A table for the terminal."""
-        lines = ["debiased linear CKA with the full image (95 % interval by the jackknife)"]
+        lines = ["debiased linear CKA with the full image (95% interval by the jackknife)"]
         for row in self.rows:
             interval = row.interval()
             shown = (
@@ -278,7 +278,7 @@ def embed_parts(
         sample_rng(config.seed, 0, start + number, "cka tokens").permutation(num_tokens)[:num_kept]
         for number in range(len(views))
     ]
-    kept, rest = f"{config.keep:.0%}".replace("%", " %"), f"{1 - config.keep:.0%}".replace("%", " %")
+    kept, rest = f"{config.keep:.0%}", f"{1 - config.keep:.0%}"
     subsets = {
         f"HF tokens only ({kept})": order[:, :num_kept],
         f"LF tokens only (lowest {kept})": order[:, num_tokens - num_kept :],

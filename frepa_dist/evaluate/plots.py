@@ -14,7 +14,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLORS = ("#3d85c6", "#dd7e18", "#4a9e5c", "#c94f6d", "#8d6fc9", "#8a8f98")
+COLORS = ("#3d85c6", "#dd7e18", "#4a9e5c", "#c94f6d", "#8d6fc9", "#1f9fa8", "#8a8f98")
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -26,30 +26,26 @@ def _style(axes: Axes) -> None:
     axes.tick_params(labelsize=8)
 
 
-def curves_figure(records: Records, panels: Mapping[str, Sequence[str]]) -> Figure:
+def curve_figure(records: Records, title: str, names: Sequence[str]) -> Figure:
     """Draw logged values over steps.
 
     Args:
         records: lines of metrics.jsonl; a value that a line lacks is left out.
-        panels: names of the values of each panel, by the panel's title.
+        title: of the figure.
+        names: of the values.
     """
-    columns = min(2, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(4.6 * columns, 2.7 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat[len(panels) :]:
-        axes.remove()
-    for axes, (title, names) in zip(grid.flat, panels.items(), strict=False):
-        for name, color in zip(names, COLORS, strict=False):
-            points = [(r["step"], r[name]) for r in records if isinstance(r.get(name), (int, float))]
-            steps, values = zip(*points, strict=True) if points else ((), ())
-            marker = "o" if len(points) < 30 else ""
-            axes.plot(steps, values, color=color, label=name, linewidth=1.6, marker=marker, markersize=3)
-        axes.set_title(title, fontsize=10, loc="left")
-        axes.set_xlabel("step", fontsize=8)
-        if len(names) > 1:
-            axes.legend(fontsize=8, frameon=False, labelcolor="black")
-        _style(axes)
+    figure = Figure(figsize=(3.6, 2.7), layout="constrained")
+    axes = figure.subplots()
+    for name, color in zip(names, COLORS * math.ceil(len(names) / len(COLORS)), strict=False):
+        points = [(r["step"], r[name]) for r in records if isinstance(r.get(name), (int, float))]
+        steps, values = zip(*points, strict=True) if points else ((), ())
+        marker = "o" if len(points) < 30 else ""
+        axes.plot(steps, values, color=color, label=name, linewidth=1.6, marker=marker, markersize=3)
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel("step", fontsize=8)
+    if len(names) > 1:
+        axes.legend(fontsize=8, frameon=False, labelcolor="black")
+    _style(axes)
     return figure
 
 
@@ -119,7 +115,7 @@ def phases_figure(seconds: Mapping[str, float]) -> Figure:
     figure = Figure(figsize=(7.6, 1.6), layout="constrained")
     axes = figure.subplots()
     start = 0.0
-    for name, color in zip(seconds, COLORS * 2, strict=False):
+    for name, color in zip(seconds, COLORS * math.ceil(len(seconds) / len(COLORS)), strict=False):
         axes.barh(0, seconds[name], left=start, color=color, height=0.5, label=name)
         start += seconds[name]
     axes.set_yticks([])

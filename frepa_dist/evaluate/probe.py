@@ -50,7 +50,7 @@ class ProbeResult(Settings):
         c: the inverse penalty that was chosen; `c_at_edge` says that it is the least or largest tried.
         inner_auroc: mean AUROC of the cross-validation with it.
         auroc: on the test part; of several classes, the mean of one against the rest.
-        low, high: 95 % bootstrap interval (percentiles).
+        low, high: 95% bootstrap interval (percentiles).
         num_resamples: of the bootstrap.
         seed: of the split, the folds and the bootstrap.
         smoke_test: the labels mean nothing medical; only that the probe ran is to be seen.
@@ -88,7 +88,7 @@ class ProbeResult(Settings):
         kind = "AUROC" if len(self.classes) == 2 else "AUROC (mean of one against the rest)"
         smoke = "\na smoke test: these labels compare no methods" if self.smoke_test else ""
         return (
-            f"{kind} {self.auroc:.3f}  95 % interval [{self.low:.3f}, {self.high:.3f}]  C = {self.c:g}\n"
+            f"{kind} {self.auroc:.3f}  95% interval [{self.low:.3f}, {self.high:.3f}]  C = {self.c:g}\n"
             f"classes (train + test): {classes}; split {self.split}; {self.num_left_out} left out{smoke}"
         )
 
@@ -293,7 +293,7 @@ def macro_auroc(scores: Float64, y: Int64) -> float:
 def bootstrap_interval(
     scores: Float64, y: Int64, groups: Int64 | None, num_resamples: int, seed: int
 ) -> tuple[float, float]:
-    """95 % percentile interval of the AUROC over test images, or patients, drawn with replacement.
+    """95% percentile interval of the AUROC over test images, or patients, drawn with replacement.
 
     A resample that lacks a class has no AUROC and is drawn again.
 

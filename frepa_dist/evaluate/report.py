@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from frepa_dist.config import RunConfig
 from frepa_dist.evaluate.cka import CkaResult
-from frepa_dist.evaluate.plots import curves_figure, intervals_figure, phases_figure, spectra_figure
+from frepa_dist.evaluate.plots import curve_figure, intervals_figure, phases_figure, spectra_figure
 from frepa_dist.evaluate.probe import ProbeResult
 from frepa_dist.evaluate.reconstruct import mark_tokens, reconstruct
 from frepa_dist.evaluate.views import Grid, View, list_views, stack_images
@@ -150,14 +150,17 @@ def add_curves(page: Page, records: Sequence[Result]) -> None:
         return
     names = dict.fromkeys(name for record in records for name in record)
     losses = [name for name in names if name == "loss" or name.startswith("loss/")]
-    panels: dict[str, list[str]] = {"total loss": ["loss"]}
-    panels |= {name: [name] for name in losses[1:]}
+    panels: dict[str, list[str]] = {name: [name] for name in losses}
     for name in names:
         group, slash, _ = name.partition("/")
         if slash and group not in ("loss", "time"):
-            panels.setdefault(group.replace("_", " "), []).append(name)
-    panels["learning rate"] = ["lr"]
-    page.figure(curves_figure(records, panels), "Means over the steps since the line before.")
+            panels.setdefault(group, []).append(name)
+    panels["lr"] = ["lr"]
+    page.text("Each point is a mean over the steps since the one before.")
+    titled = {group if len(members) > 1 else members[0]: members for group, members in panels.items()}
+    page.gallery(
+        [(curve_figure(records, title, members), "") for title, members in titled.items()], columns=3
+    )
 
 
 def choose_views(config: RunConfig) -> list[tuple[str, View]]:
@@ -185,14 +188,14 @@ def add_pictures(page: Page, run_dir: Path, config: RunConfig) -> None:
     page.heading("High-frequency tokens")
     keep, patch_size = config.data.hf_keep, config.method.model.patch_size
     page.text(
-        f"The {keep:.0%} of patches with the strongest response are framed, the others dimmed. They should lie "
-        "on anatomy (vessels, nuclei), not on a rim, a border or burnt-in text."
+        f"The {keep:.0%} of patches with the strongest response are framed, the others dimmed. They should "
+        "lie on anatomy (vessels, nuclei), not on a rim, a border or burnt-in text."
     )
     marked = []
     for modality, view in views:
         kept = view.hf_order[: round(keep * len(view.hf_order))]
         marked.append((mark_tokens(view.image.transpose(1, 2, 0), kept, patch_size), modality))
-    page.gallery(marked)
+    page.gallery(marked, columns=3)
 
 
 def add_reconstructions(
@@ -215,13 +218,13 @@ def add_reconstructions(
     )
     page.text(
         f"Step {step}, mask ratio {method.mask_ratio:g}, masks fixed. From left to right: original, what the "
-        "encoder saw, reconstruction (true patches where they were seen), power spectra of the original and of "
-        "the reconstruction."
+        "encoder saw, reconstruction (true patches where they were seen), power spectra of the original and "
+        "of the reconstruction."
     )
     if method.norm_pix_loss:
         page.text(
-            "Patches are predicted normalized one by one; they are drawn with the mean and spread of the true "
-            "ones, so look at structure, not at tone."
+            "Patches are predicted normalized one by one; they are drawn with the mean and spread of the "
+            "true ones, so look at structure, not at tone."
         )
     for (modality, _), item in zip(views, results, strict=True):
         detail = f"Power above 13.4 cycles: {item.detail_original:.1%} to {item.detail_reconstructed:.1%}"
@@ -244,8 +247,8 @@ def add_cka(page: Page, result: CkaResult | None) -> None:
         return
     page.text(
         "Debiased linear CKA of the features of the full image with those of a part of it: 1 where the part "
-        "says all, 0 where nothing is shared. Lines are 95 % intervals by the jackknife over images; they are "
-        "too narrow where images overlap or repeat patients. Filters are Gaussian, at "
+        "says all, 0 where nothing is shared. Lines are 95% intervals by the jackknife over images; they "
+        "are too narrow where images overlap or repeat patients. Filters are Gaussian, at "
         f"{result.config.cutoff_cycles:g} cycles per image side."
     )
     for modality in dict.fromkeys(row.modality for row in result.rows):
@@ -282,9 +285,9 @@ def add_probes(page: Page, probes: Sequence[ProbeResult]) -> None:
         reference=0.5,
         bars=False,
     )
-    page.figure(figure, "Area under the ROC curve on the test part, 95 % bootstrap interval.")
+    page.figure(figure, "Area under the ROC curve on the test part, 95% bootstrap interval.")
     page.table(
-        ["encoder", "AUROC", "95 % interval", "classes (train + test)", "split", "resampled", "C"],
+        ["encoder", "AUROC", "95% interval", "classes (train + test)", "split", "resampled", "C"],
         [
             (
                 probe.encoder,

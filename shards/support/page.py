@@ -113,6 +113,10 @@ class Page:
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Add a table; a column whose every cell is a number is set flush right.
 
+        Args:
+            columns: the titles; without any text in them there is no head.
+            rows: the cells.
+
         Raises:
             ValueError: a row is not as long as `columns`.
         """
@@ -128,10 +132,8 @@ class Page:
             + "</tr>\n"
             for row in rows
         )
-        self._parts.append(
-            f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n'
-            f"<tbody>\n{body}</tbody></table></div>"
-        )
+        head = f"<thead><tr>{head}</tr></thead>\n" if any(columns) else ""
+        self._parts.append(f'<div class="scroll"><table>\n{head}<tbody>\n{body}</tbody></table></div>')
 
     def image(self, array: NDArray[np.uint8], caption: str = "", max_width: int | None = None) -> None:
         """Add an image (H, W) or (H, W, 3) of uint8; `max_width` in CSS pixels."""

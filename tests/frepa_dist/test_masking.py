@@ -30,7 +30,9 @@ def test_a_split_keeps_each_token_once_and_the_smallest_noise(tokens, batch, rat
 
 def test_the_reference_counts():
     assert num_kept(196, 0.75) == 49
-    assert num_kept(100, 0.9) == 9  # 100 * (1 - 0.9) is a little less than 10 in floating point, as in the reference
+    assert (
+        num_kept(100, 0.9) == 9
+    )  # 100 * (1 - 0.9) is a little less than 10 in floating point, as in the reference
 
 
 @pytest.mark.parametrize(("tokens", "ratio"), [(4, 0.9), (16, 0.0)])

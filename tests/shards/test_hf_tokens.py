@@ -172,7 +172,8 @@ def test_rank_is_by_score_and_ties_go_to_the_lower_index() -> None:
     scores = np.array([1.0, 3.0, 0.0, 3.0, 1.0, 2.0], np.float32)
     assert rank_tokens(scores, 1.0).tolist() == [1, 3, 5, 0, 4, 2]
     assert rank_tokens(scores, 0.5).tolist() == [1, 3, 5]
-    assert rank_tokens(np.zeros(1000, np.float32), 0.25).tolist() == list(range(250))
+    alternating = np.tile(np.array([0, 1], np.float32), 500)
+    assert rank_tokens(alternating, 1.0).tolist() == [*range(1, 1000, 2), *range(0, 1000, 2)]
     with pytest.raises(ConfigError, match="0 < keep <= 1"):
         rank_tokens(scores, 0.0)
     with pytest.raises(ConfigError, match="larger patches"):
@@ -260,8 +261,9 @@ def test_paper_white_corners_and_a_black_ring_are_outside() -> None:
     assert all(center_inside(truth, index, 16) for index in hf_token_indices(image))
 
 
-def test_lettering_beside_the_disc_is_outside() -> None:
+def test_lettering_and_a_tab_beside_the_disc_are_outside() -> None:
     image, truth = draw_fundus(256), true_view(256)
+    image[124:132, 230:254] = 120  # as cameras mark which side is up
     for top, left in ((4, 4), (230, 216)):
         image[top : top + 22, left : left + 36] = 180
     assert not (field_of_view(image) & ~truth).any()
@@ -312,6 +314,7 @@ def test_map_is_monotone_in_the_mean_response_and_covers_the_image() -> None:
     assert coded.max() == 255
     np.testing.assert_allclose((coded / 255.0) ** 2, means / means.max(), atol=1 / 255 + 1e-6)
     assert hf_map(np.ones((10, 7), np.float32), 4).tolist() == [[255], [255]]
+    assert hf_map(np.array([[1e-6, 0.0, 1.0]], np.float32), 1).tolist() == [[1, 0, 255]]
     assert not hf_map(np.zeros((8, 8), np.float32), 4).any()
 
 

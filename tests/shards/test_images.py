@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
+from shards.build import BuildConfig, build_dataset
 from shards.crops import apply_crop, center_crop
+from shards.hf_tokens import hf_token_indices
 from shards.images import ImageSet
 from shards.views import StreamConfig
 
@@ -40,3 +43,25 @@ def test_grey_is_repeated(images):
     view = images[9]  # number 10
     assert view.image.shape == (3, 32, 32)
     np.testing.assert_array_equal(view.image[0], view.image[2])
+
+
+def test_a_dataset_that_was_built(tmp_path):
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        grain = rng.integers(0, 256, (96, 96, 3)) * np.linspace(0.1, 1, 96)[:, None]  # stronger below
+        cv2.imwrite(str(tmp_path / f"images/{number}.png"), grain.astype(np.uint8))
+    image = cv2.imread(str(tmp_path / "images/2.png"))
+    cv2.imwrite(str(tmp_path / "images/copy.png"), image, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    config = BuildConfig(modality="histopathology", size=96, jobs=1)
+    build_dataset([tmp_path / "images"], tmp_path / "dataset", config)
+
+    images = ImageSet(
+        StreamConfig(root=tmp_path / "dataset", image_size=96, hf_digest=config.hf_params().digest())
+    )
+    assert len(images) == 6  # the copy has the pixels of another one
+    for i in range(6):
+        np.testing.assert_array_equal(images[i].image, images.read(i).image.transpose(2, 0, 1))
+        expected = hf_token_indices(images.read(i).image, 16, 0.25, config.hf_params())
+        assert len(set(images[i].hf_indices) & set(expected)) >= 8  # of 9: the map has 8 bits
+        assert images[i].hf_indices[0] == expected[0]

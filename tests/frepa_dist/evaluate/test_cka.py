@@ -134,11 +134,11 @@ def test_token_subsets_are_the_ones_named(monkeypatch):
     assert drawn.shape == (2, 49)
     assert all(len(set(row.tolist())) == 49 for row in drawn)
     assert names[1:4] == [
-        "HF tokens only (25 %)",
-        "LF tokens only (lowest 25 %)",
-        "HF tokens removed (75 % kept)",
+        "HF tokens only (25%)",
+        "LF tokens only (lowest 25%)",
+        "HF tokens removed (75% kept)",
     ]
-    assert names[4:] == ["random tokens (25 %)", "high-passed image", "low-passed image"]
+    assert names[4:] == ["random tokens (25%)", "high-passed image", "low-passed image"]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from frepa_dist.models.auxiliary import auxiliary_width, create_auxiliary_encoder
-from shards.support.errors import ConfigError, DataError
+from shards.support.errors import ConfigError, DataError, EnvironmentFault
 
 NAME = "test_vit"  # timm's own tiny model: width 64, 160 pixels
 
@@ -57,4 +57,13 @@ def test_unknown_names_and_models_without_weights_are_refused():
     with pytest.raises(ConfigError, match="no_such_model"):
         auxiliary_width("no_such_model")
     with pytest.raises(ConfigError, match="No pretrained weights"):
-        create_auxiliary_encoder("vit_small_patch8_224")  # timm publishes none without a tag
+        create_auxiliary_encoder("vit_base_patch16_gap_224")  # timm publishes none for it
+
+
+def test_weights_that_cannot_be_fetched_are_the_environments_fault(monkeypatch):
+    def unreachable(name, pretrained):
+        raise OSError("name or service not known")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(EnvironmentFault, match=r"aux\.weights"):
+        create_auxiliary_encoder(NAME)

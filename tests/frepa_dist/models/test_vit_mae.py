@@ -114,7 +114,10 @@ def test_initial_weights():
     torch.testing.assert_close(
         state["decoder_pos_embed"], reference.position_embedding(128, 4).float(), atol=1e-6, rtol=0
     )
-    assert {n for n, p in model.named_parameters() if not p.requires_grad} == {"pos_embed", "decoder_pos_embed"}
+    assert {n for n, p in model.named_parameters() if not p.requires_grad} == {
+        "pos_embed",
+        "decoder_pos_embed",
+    }
     bound = (6 / (192 + 16 * 16 * 3)) ** 0.5  # Xavier, the patch projection taken as a linear layer
     weight = state["patch_embed.proj.weight"]
     assert 0.98 * bound < weight.abs().max() <= bound
@@ -228,7 +231,9 @@ def test_safetensors_of_the_same_names_load(tmp_path):
 
 
 def test_a_checkpoint_of_the_encoder_alone_leaves_the_decoder_fresh_and_says_so(tmp_path):
-    weights = {k: v for k, v in random_weights("tiny", 16).items() if "decoder" not in k and k != "mask_token"}
+    weights = {
+        k: v for k, v in random_weights("tiny", 16).items() if "decoder" not in k and k != "mask_token"
+    }
     model = create_vit_mae("tiny", image_size=64)
     before = model.decoder_pred.weight.clone()
     words = load_mae_checkpoint(model, official(tmp_path / "mae.pth", weights))
@@ -251,7 +256,7 @@ def test_interpolation_keeps_a_ramp_a_ramp():
     embedding = torch.cat([torch.zeros(1, 2), ramp.reshape(64, 2)])[None]
     grid = interpolate_position_embedding(embedding, 256)[0, 1:].reshape(16, 16, 2)
     expected = (torch.arange(16.0) + 0.5) / 2 - 0.5
-    # torch's cubic kernel (a = -0.75) bends a ramp by 0.047; borders are clamped; half a place off would be 0.25
+    # torch's cubic kernel (a = -0.75) bends a ramp by 0.047; borders are clamped
     torch.testing.assert_close(grid[4:12, 8, 0], expected[4:12], rtol=0, atol=0.05)
     torch.testing.assert_close(grid[8, 4:12, 1], expected[4:12], rtol=0, atol=0.05)
     assert interpolate_position_embedding(embedding, 64) is embedding
@@ -288,7 +293,15 @@ def test_files_that_are_no_checkpoints(tmp_path):
     torch.save([1, 2, 3], numbers)
     empty = tmp_path / "empty.pth"
     empty.touch()
-    for path in (tmp_path / "missing.pth", tmp_path / "missing.safetensors", cut, text, numbers, empty, tmp_path):
+    for path in (
+        tmp_path / "missing.pth",
+        tmp_path / "missing.safetensors",
+        cut,
+        text,
+        numbers,
+        empty,
+        tmp_path,
+    ):
         with pytest.raises(DataError) as caught:
             load_mae_checkpoint(model, path)
         assert caught.value.where == path
