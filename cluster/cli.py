@@ -74,7 +74,6 @@ def shards_build(sources: tuple[Path, ...], dest: Path, overrides: tuple[str, ..
     Interrupted, it goes on where it stopped when started again. The same input gives the same bytes.
     """
     from shards.build import BuildConfig, build_dataset
-
     from shards.support.settings import apply_overrides, validate
 
     given = {key: value for key, value in options.items() if value is not None}

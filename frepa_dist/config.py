@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
-from shards.stream import StreamConfig
 
 from frepa_dist.methods.registry import MethodConfig
 from shards.order import OrderConfig
+from shards.stream import StreamConfig
 from shards.support.settings import Settings
 
 # keys of DeepSpeed's own configuration that this system decides; passing them through would contradict it

@@ -31,5 +31,5 @@ def masked_patch_loss(pred: Tensor, patches: Tensor, mask: Tensor, *, norm_pix_l
         a batch is cut.
     """
     target = normalize_patches(patches.float()) if norm_pix_loss else patches.float()
-    per_patch = (pred.float() - target).square().mean(dim=-1)
+    per_patch = (pred - target).square().mean(dim=-1)
     return (per_patch * mask).sum() / mask.sum()

@@ -96,16 +96,16 @@ def load_student(run_dir: Path, step: int | None = None) -> tuple[MaskedAutoenco
     """
     from safetensors.torch import load_file
 
-    from frepa_dist.methods.registry import create_method
+    from frepa_dist.methods.mae import create_model
 
     config = load_run_config(run_dir)
     folder = find_checkpoint(run_dir, step)
-    model = create_method(config.method).submodules()["student"].build()
+    model = create_model(config.method)
     try:
         model.load_state_dict(load_file(folder / STUDENT_WEIGHTS))
     except Exception as error:  # safetensors raises its own error class, torch a RuntimeError
         raise DataError(f"cannot be loaded: {error}", where=folder / STUDENT_WEIGHTS) from error
-    return model.eval(), config, int(folder.name.removeprefix("step-"))  # type: ignore[return-value]
+    return model.eval(), config, int(folder.name.removeprefix("step-"))
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

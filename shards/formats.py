@@ -168,7 +168,7 @@ def decode_page(data: bytes, *, max_pixels: int, page: int = 0) -> DecodedImage:
             raise Unreadable("too_many_pixels", f"{image.width} x {image.height}")
         is_deep_color = _is_deep_color(data, image, format_name)
         image.load()
-        orientation = int(image.getexif().get(_ORIENTATION_TAG, 1))
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
         if is_deep_color:
             return DecodedImage(_orient(_decode_deep_color(data, format_name, page), orientation), False)
         ImageOps.exif_transpose(image, in_place=True)
@@ -243,16 +243,16 @@ def _is_deep_color(data: bytes, image: Image.Image, format_name: str) -> bool:
         bit_depth, color_type = data[24], data[25]
         return bit_depth == 16 and color_type in (2, 4, 6)
     if format_name == "tiff":
-        bits = image.tag_v2.get(_BITS_PER_SAMPLE_TAG, (1,))  # type: ignore[attr-defined]
-        return len(bits) > 1 and max(bits) > 8
+        bits = image.tag_v2.get(_BITS_PER_SAMPLE_TAG)  # type: ignore[attr-defined]
+        return isinstance(bits, tuple) and len(bits) > 1 and any(bit in (16, 32, 64) for bit in bits)
     return False
 
 
 def _decode_deep_color(data: bytes, format_name: str, page: int) -> Pixels:
     buffer = np.frombuffer(data, np.uint8)
     if format_name == "tiff":
-        _, pages = cv2.imdecodemulti(buffer, cv2.IMREAD_UNCHANGED)
-        array = pages[page] if page < len(pages) else None
+        _, pages = cv2.imdecodemulti(buffer, cv2.IMREAD_UNCHANGED, range=(page, page + 1))
+        array = pages[0] if pages else None
     else:
         array = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
     if array is None or array.ndim != 3 or array.shape[2] not in (3, 4):
@@ -263,8 +263,8 @@ def _decode_deep_color(data: bytes, format_name: str, page: int) -> Pixels:
     return scale_to_8_bit(color)
 
 
-def _orient(pixels: Pixels, orientation: int) -> Pixels:
-    """Apply an EXIF orientation, 1 to 8."""
+def _orient(pixels: Pixels, orientation: Any) -> Pixels:
+    """Apply an EXIF orientation, 1 to 8; anything else that a file may hold means 1."""
     if orientation in (2, 4, 5, 7):
         pixels = pixels[:, ::-1]
         orientation = {2: 1, 4: 3, 5: 8, 7: 6}[orientation]

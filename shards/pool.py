@@ -50,7 +50,7 @@ def run_tasks(function: Callable[[T], R], tasks: Iterable[T], jobs: int) -> Iter
             ) from error
         except BaseException:
             held.close()
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
             raise
     held.close()
     lifeline.close()

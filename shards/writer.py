@@ -1,4 +1,4 @@
-"""One shard: from units to a tar and its index. Runs in a worker process; idempotent, always the same bytes."""
+"""One shard: from units to a tar and its index. Runs in a worker process; idempotent, same bytes."""
 
 from __future__ import annotations
 

@@ -2,9 +2,10 @@
 
     python tools/compare_methods.py FUNDUS_ODIR OUT --steps 300 --seeds 0 1 2 --set method.model.size=tiny
 
-FUNDUS_ODIR holds `labels.csv` with filename, split, patient, N, D and `dr_grade` (ODIR-5K's layout). Pretraining
-reads the images of the train split without labels. The task is diabetic retinopathy (D = 1) against normal (N = 1),
-by patient. Random initialization stands beside as the floor. Prints a table of AUROCs, mean and spread over seeds.
+FUNDUS_ODIR holds `labels.csv` with filename, split, patient, N and D (ODIR-5K's layout). Pretraining
+reads the images of the train split without labels. The task is diabetic retinopathy (D = 1) against normal
+(N = 1), split by patient. Random initialization stands beside as the floor. Prints a table of AUROCs with
+the spread over seeds.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import random
 import statistics
 import subprocess
 import sys
@@ -26,10 +28,11 @@ def run(*arguments: str) -> None:
     subprocess.run([FREPA, *arguments], check=True, stdout=sys.stderr)
 
 
-def write_task(source: Path, task: Path) -> None:
-    """Rows that are either normal or have retinopathy, labeled so."""
+def write_task(source: Path, task: Path, limit: int) -> None:
+    """Rows that are either normal or have retinopathy, labeled so; `limit` of them, drawn by a fixed seed."""
     with source.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if (row["N"] == "1") != (row["D"] == "1")]
+    rows = random.Random(0).sample(rows, min(limit, len(rows)))
     with task.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["filename", "label", "split", "patient"])
@@ -52,13 +55,15 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--limit", type=int, default=10**9, help="most images of the labelled task")
+    parser.add_argument("--image-size", type=int, default=224, help="side of the views, multiple of 16")
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     arguments = parser.parse_args()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     shards, task = out / "shards", out / "task.csv"
     labels = arguments.images / "labels.csv"
-    write_task(labels, task)
+    write_task(labels, task, arguments.limit)
     run(
         *("shards", "build", str(arguments.images), str(shards), "--modality", "fundus", "--size", "256"),
         *("--labels", str(labels), "--set", 'splits=["train"]'),
@@ -69,7 +74,8 @@ def main() -> None:
         for method in ("mae", "retmae"):
             folder = out / f"{method}-{seed}"
             settings = [f"data.root={shards}", f"output={folder}", f"train.seed={seed}"]
-            settings += [f"train.steps={arguments.steps}", *arguments.overrides]
+            settings += [f"train.steps={arguments.steps}", f"method.model.image_size={arguments.image_size}"]
+            settings += arguments.overrides
             if not (folder / "outcome.json").is_file():
                 sets = [part for setting in settings for part in ("--set", setting)]
                 run("pretrain", "--config", f"demo/{method}", *sets)

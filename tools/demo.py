@@ -1,4 +1,4 @@
-"""`make demo`: images -> shards -> pretraining -> evaluation -> export -> report, through the `frepa` command.
+"""`make demo`: images -> shards -> pretraining -> evaluation -> export -> report, by the `frepa` command.
 
 Every step prints the command it runs, so that it can be run again by hand with one's own data.
 """
@@ -17,8 +17,8 @@ from demo_images import write_demo_images
 
 FREPA = str(Path(sys.executable).with_name("frepa"))
 DEFAULT_NOTE = (
-    "Pretrained on overlapping crops of two images: this page shows that the pipeline runs, not what a method "
-    "is worth."
+    "Pretrained on overlapping crops of two images: this page shows that the pipeline runs, not what a "
+    "method is worth."
 )
 
 

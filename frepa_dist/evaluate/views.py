@@ -125,18 +125,16 @@ def list_views(
     """
     if (images / "dataset.json").is_file():
         return _dataset_loaders(images, _stream_config(images, grid, snapshot), modality, num, seed)
+    paths = list_images(images)
     if modality is None:
         raise ConfigError(
             "which patches are high-frequency depends on the modality, and files do not say it",
             where=images,
             fix="name it with --modality, or build a dataset with `frepa shards build`",
         )
-    params, paths = find_modality(modality).hf, list_images(images)
-    return {
-        modality: [
-            partial(_view_of_file, paths[i], params, grid) for i in _choose(len(paths), num, seed, modality)
-        ]
-    }
+    params = find_modality(modality).hf
+    chosen = _choose(len(paths), num, seed, modality)
+    return {modality: [partial(_view_of_file, paths[i], params, grid) for i in chosen]}
 
 
 def _choose(available: int, num: int, seed: int, modality: str) -> list[int]:

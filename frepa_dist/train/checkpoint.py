@@ -29,7 +29,7 @@ from frepa_dist.runs import (
     list_checkpoints,
 )
 from frepa_dist.train.engines import World
-from frepa_dist.train.submodules import Submodules
+from frepa_dist.train.submodules import EngineSubmodule, Submodules
 from shards.atomic import replace_text
 from shards.support.errors import ConfigError, DataError, EnvironmentFault
 
@@ -75,13 +75,15 @@ def newest_intact(run_dir: Path) -> Path | None:
     return None
 
 
-def _full_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+def _full_weights(engine: EngineSubmodule) -> dict[str, torch.Tensor]:
     """Full fp32 weights of an engine's module on the CPU; all ranks must call it."""
-    trained = {
-        name: safe_get_full_fp32_param(p).cpu() for name, p in module.named_parameters() if p.requires_grad
-    }
-    state = module.state_dict()
-    return {name: trained.get(name, value.float().cpu()).contiguous() for name, value in state.items()}
+    weights = dict(engine.fixed)
+    for name, parameter in engine.module.named_parameters():
+        if name not in engine.fixed:
+            # None where the engine keeps no master copy (ZeRO 0 in fp32): then the weight itself is fp32
+            master = safe_get_full_fp32_param(parameter)
+            weights[name] = parameter.detach().float().cpu() if master is None else master.cpu()
+    return {name: value.contiguous() for name, value in weights.items()}
 
 
 def save_checkpoint(
@@ -108,7 +110,7 @@ def save_checkpoint(
     try:
         for name, engine in submodules.engines.items():
             engine.engine.save_checkpoint(str(partial), tag=name, save_latest=False)
-            full = _full_weights(engine.module)
+            full = _full_weights(engine)
             weights = full if name == "student" else weights
         random_state = {"cpu": torch.get_rng_state()}
         if world.device.type == "cuda":

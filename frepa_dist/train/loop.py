@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shards.stream import SampleStream
 from torch import Tensor
 
 from frepa_dist.config import RunConfig
@@ -22,6 +21,7 @@ from frepa_dist.train.records import Averages, PhaseTimer, append_event, append_
 from frepa_dist.train.schedule import learning_rate
 from frepa_dist.train.submodules import Submodules
 from shards.order import check_batch_sizes
+from shards.stream import SampleStream
 from shards.support.errors import ConfigError, DivergedError
 from shards.support.progress import Progress
 from shards.support.telemetry import Telemetry

@@ -21,10 +21,21 @@ from frepa_dist.train.engines import World, create_engine
 
 
 class EngineSubmodule:
-    """A module trained by a DeepSpeed engine; DeepSpeed saves its own state."""
+    """A module trained by a DeepSpeed engine; DeepSpeed saves its own state.
+
+    Attributes:
+        module: the module, its weights in the engine's precision.
+        fixed: its fp32 tensors that are not trained: the engine keeps no fp32 master of them.
+    """
 
     def __init__(self, module: nn.Module, config: TrainConfig, accumulation: int) -> None:
         self.module = module
+        trained = {name for name, p in module.named_parameters() if p.requires_grad}
+        self.fixed = {
+            name: value.detach().float().cpu().clone()
+            for name, value in module.state_dict().items()
+            if name not in trained
+        }
         self.engine = create_engine(module, config, accumulation, learning_rate=config.base_learning_rate)
 
     @property
@@ -66,34 +77,27 @@ class EmaSubmodule:
     def __init__(self, module: nn.Module, source: nn.Module, world: World, precision: str) -> None:
         self.module = module.to(world.device, torch.float32).eval().requires_grad_(False)
         own = dict(self.module.named_parameters())
-        self._names = [name for name, _ in source.named_parameters() if name in own]
-        assert len(self._names) == len(own), "the teacher has a parameter that its student lacks"
+        # what is not trained stays as it was copied: in the engine it may be rounded to bf16
+        self._names = [name for name, p in source.named_parameters() if name in own and p.requires_grad]
         self._source = source
         self._autocast = precision == "bf16"
         self._device = world.device
-        self._update(0.0)
 
     @property
     def call(self) -> nn.Module:
         """The teacher under the student's autocast."""
         return _Autocast(self.module, self._device.type) if self._autocast else self.module
 
-    @torch.no_grad()
-    def _update(self, momentum: float) -> None:
-        teacher, student = self._pairs()
-        if momentum == 0.0:  # a copy, exact: lerp by 1 would round twice
-            torch._foreach_copy_(teacher, student)
-        else:
-            torch._foreach_lerp_(teacher, student, 1.0 - momentum)
-
     def _pairs(self) -> tuple[list[Tensor], list[Tensor]]:
         """The teacher's parameters and the student's of the same names, both in fp32."""
         own, source = dict(self.module.named_parameters()), dict(self._source.named_parameters())
         return [own[n].data for n in self._names], [source[n].data.float() for n in self._names]
 
+    @torch.no_grad()
     def after_step(self, momentum: float) -> None:
         """Move the teacher toward the student by (1 - momentum)."""
-        self._update(momentum)
+        teacher, student = self._pairs()
+        torch._foreach_lerp_(teacher, student, 1.0 - momentum)
 
     @torch.no_grad()
     def distance(self) -> Tensor:
@@ -170,11 +174,16 @@ class Submodules:
         self.frozen: dict[str, nn.Module] = {}
         self._specs = specs
         for name, spec in specs.items():
+            if spec.kind == "ema":  # before the student's weights become bf16
+                assert spec.of is not None, f"{name}: an EMA needs the engine it follows"
+                student = built[spec.of].state_dict()
+                built[name].load_state_dict({key: student[key] for key in built[name].state_dict()})
+        for name, spec in specs.items():
             if spec.kind == "engine":
                 self.engines[name] = EngineSubmodule(built[name].to(world.device), config, accumulation)
         for name, spec in specs.items():
             if spec.kind == "ema":
-                assert spec.of is not None, f"{name}: an EMA needs the engine it follows"
+                assert spec.of is not None
                 source = self.engines[spec.of].module
                 self.teachers[name] = EmaSubmodule(built[name], source, world, config.precision)
             elif spec.kind == "plain":

@@ -26,7 +26,8 @@ def test_help_imports_nothing_heavy():
         "import cluster.cli\n"
         "try: cluster.cli.main()\n"
         "except SystemExit: pass\n"
-        "print(sorted({'torch', 'deepspeed', 'ray', 'cv2', 'numpy', 'timm', 'matplotlib'} & set(sys.modules)))"
+        "heavy = {'torch', 'deepspeed', 'ray', 'cv2', 'numpy', 'timm', 'matplotlib'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"

@@ -27,7 +27,7 @@ def small_weights():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         state = create_vit_mae("tiny", image_size=64).state_dict()
-    for name, value in state.items():
+    for value in state.values():
         if value.ndim == 1:
             value += 0.1 * torch.randn(value.shape, generator=generator)
     return state

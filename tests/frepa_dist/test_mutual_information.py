@@ -23,7 +23,8 @@ from frepa_dist.mutual_information import (
 from shards.support.errors import ConfigError
 
 DIM, RHO = 4, 0.7
-TOLERANCE = 0.12  # nats, at 1.35: what 400 short steps and 2,000 fresh pairs leave open
+# nats, at 1.35: a lower bound after 400 short steps falls short, and 2,000 fresh pairs have an error of 0.03
+BELOW, ABOVE = 0.2, 0.1
 LIMIT = 20.0
 
 
@@ -86,7 +87,7 @@ def trained_estimate(name: str, rho: float, steps: int = 400) -> float:
 def test_estimators_reach_the_closed_form(name):
     truth = -DIM / 2 * math.log(1 - RHO**2)
     assert truth < math.log(64) - 1  # else infonce could not
-    assert trained_estimate(name, RHO) == pytest.approx(truth, abs=TOLERANCE)
+    assert truth - BELOW < trained_estimate(name, RHO) < truth + ABOVE
 
 
 def test_js_reaches_its_own_optimum():
@@ -101,7 +102,7 @@ def test_js_reaches_its_own_optimum():
     joint, product = log_ratio(x, y), log_ratio(x, y.roll(1, 0))
     assert float(joint.mean()) == pytest.approx(-DIM / 2 * math.log(1 - RHO**2), abs=0.02)
     truth = math.log(4) - float(functional.softplus(-joint).mean() + functional.softplus(product).mean())
-    assert trained_estimate("js", RHO) == pytest.approx(truth, abs=0.04)
+    assert truth - 0.06 < trained_estimate("js", RHO) < truth + 0.03
 
 
 @pytest.mark.parametrize("name", ["dv", "js"])
@@ -205,7 +206,7 @@ def test_a_runaway_partition_skips_the_term_with_finite_zero_gradients(name, sco
         create_estimator(name), critic, pairs._replace(z=z), torch.zeros(()), limit=LIMIT, any_rank=alone
     )
     assert result.skipped
-    assert float(result.loss) == float(result.estimate) == float(result.max_score) == 0
+    assert float(result.loss.detach()) == float(result.estimate) == float(result.max_score) == 0
     result.loss.backward()
     for gradient in (z.grad, *(p.grad for p in critic.parameters())):
         assert torch.equal(gradient, torch.zeros_like(gradient))
@@ -225,7 +226,7 @@ def test_another_ranks_flag_skips_here_too():
     )
     assert asked == [False]
     assert result.skipped
-    assert float(result.loss) == 0
+    assert float(result.loss.detach()) == 0
 
 
 def test_the_critic_starts_at_zero_and_computes_in_float32_under_autocast():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 from pathlib import Path
@@ -32,6 +33,12 @@ def reader(root) -> ShardReader:
 def member_range(root: Path, shard: int, row: int, member: str) -> tuple[int, int]:
     table = read_index(root, load_snapshot(root).shards[shard])
     return table[f"{member}_offset"][row].as_py(), table[f"{member}_size"][row].as_py()
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
 
 
 def flip_byte(path: Path, offset: int) -> None:
@@ -99,7 +106,9 @@ def test_a_missing_shard_and_a_missing_index_are_named(reader, root):
 def test_bytes_that_are_no_image_or_no_map():
     with pytest.raises(DataError, match="here: decodes to nothing, the index says 4 x 5"):
         shards.reader._decode_image(b"not an image", (4, 5, 3), "here")
-    for data in (b"not zstd", zstandard.compress(b"not npy"), zstandard.compress(b"")):
+    wrong = [b"not npy", b"", npy(np.zeros((3, 4), np.int16)), npy(np.zeros(5, np.uint8))]
+    wrong += [npy(np.zeros((0, 4), np.uint8)), npy(np.zeros((3, 4), np.uint8))[:-1]]
+    for data in (b"not zstd", *map(zstandard.compress, wrong)):
         with pytest.raises(DataError, match="here: the response map cannot be decoded"):
             shards.reader._decode_map(data, "here")
 
@@ -121,13 +130,16 @@ def test_open_files_are_bounded(root, monkeypatch):
         for shard in range(4):
             assert reader.read(shard, row).key
             assert num_open() <= 2
+    for shard in (0, 1, 0, 2):
+        reader.read(shard, 0)
+    assert list(reader._files) == [0, 2]  # the one that was used least recently was closed
     del reader
     assert num_open() == 0
 
 
 def test_a_copy_for_another_process_opens_files_of_its_own(reader):
     reader.read(0, 0)
-    copy = pickle.loads(pickle.dumps(reader))  # noqa: S301 (our own bytes)
+    copy = pickle.loads(pickle.dumps(reader))
     assert not copy._files
     np.testing.assert_array_equal(copy.read(0, 1).image, reader.read(0, 1).image)
 

@@ -18,11 +18,11 @@ from pydantic import ValidationError
 from shards.crops import Crop, random_crop
 from shards.draws import sample_rng
 from shards.hf_tokens import HFParams, hf_map, hf_response
-from shards.order import OrderConfig
+from shards.order import OrderConfig, Slots
 from shards.reader import Sample
 from shards.stream import MicroBatch, SampleStream, StreamConfig, _receive
 from shards.support.errors import ConfigError, DataError, EnvironmentFault
-from shards.views import cut_view
+from shards.views import Request, cut_view
 
 ORDER = OrderConfig(global_batch_size=8, num_streams=4, block_shards=2, seed=5)
 
@@ -125,6 +125,14 @@ def test_epochs_give_other_orders_and_views(root, whole):
     assert not any(torch.equal(views[0][key], views[1][key]) for key in both)
     assert [m["key"] for b in whole for m in b] != [m["key"] for b in other for m in b]
     assert not torch.equal(whole[0][0]["mask_noise"], other[0][0]["mask_noise"])
+
+
+def test_a_view_belongs_to_its_epoch_and_place(root):
+    views = stream_of(root)._loader.dataset
+    same = [np.zeros(6, dtype=np.int64)] * 2  # one sample in six places
+    slots = Slots(np.arange(6), np.arange(6), *same)
+    images = torch.cat([views[Request(epoch, slots)]["image"] for epoch in (0, 1)])
+    assert not any(torch.equal(images[i], images[j]) for i in range(12) for j in range(i))
 
 
 def test_the_seed_of_the_views_leaves_the_order(root, whole):

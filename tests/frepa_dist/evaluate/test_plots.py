@@ -36,7 +36,7 @@ def test_axis_of_intervals_grows_to_hold_them():
     np.testing.assert_array_equal(line.get_xydata(), [[-0.3, 0], [0.9, 0]])
 
 
-@pytest.mark.parametrize("seconds", [{"data": 0.5, "forward": 1.5}, {str(i): 1.0 for i in range(12)}, {}])
+@pytest.mark.parametrize("seconds", [{"data": 0.5, "forward": 1.5}, {str(i): 1.0 for i in range(12)}])
 def test_phases_follow_each_other_without_a_gap(seconds):
     (axes,) = phases_figure(seconds).axes
     ends = np.cumsum(list(seconds.values()))

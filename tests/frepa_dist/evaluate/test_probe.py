@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from frepa_dist.evaluate import probe
 from frepa_dist.evaluate.labelled import LabeledImages
 from frepa_dist.evaluate.probe import (
     ProbeResult,
@@ -47,8 +48,9 @@ def test_macro_auroc_equals_scikit_learn_and_of_two_classes_the_plain_one():
     assert macro_auroc(scores, y) == pytest.approx(roc_auc_score(y, scores[:, 1]))
 
 
-def test_no_warning_reaches_the_user():
-    x, y = blobs(40, distance=50.0)
+def test_no_warning_reaches_the_user(monkeypatch):
+    monkeypatch.setattr(probe, "MAX_ITERATIONS", 1)
+    x, y = blobs(40)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         choose_c(x, y, None, 0)

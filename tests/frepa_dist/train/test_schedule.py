@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 
 from frepa_dist.config import TrainConfig
@@ -20,7 +22,7 @@ def test_warm_up_is_linear_and_ends_at_the_peak():
 
 def test_the_cosine_falls_to_the_floor():
     rates = [learning_rate(CONFIG, step, 100) for step in range(10, 100)]
-    assert all(a > b for a, b in zip(rates, rates[1:], strict=False))
+    assert all(a > b for a, b in pairwise(rates))
     assert learning_rate(CONFIG, 55, 100) == pytest.approx(1e-3)
     floored = CONFIG.model_copy(update={"min_learning_rate": 1e-4})
     assert learning_rate(floored, 99, 100) > 1e-4

@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from shards.build import BuildConfig, build_dataset
 
 from frepa_dist.runs import find_checkpoint, list_checkpoints, read_json_lines, read_metrics
+from shards.build import BuildConfig, build_dataset
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]
 
@@ -120,29 +120,24 @@ def test_a_run_leaves_what_others_read(uninterrupted):
     if precision == "bf16":  # the master weights, not bf16 ones widened
         weight = weights["blocks.0.attn.qkv.weight"]
         assert not torch.equal(weight, weight.bfloat16().float())
+        position = weights["pos_embed"]
+        assert not torch.equal(position, position.bfloat16().float())
     assert metrics[-1]["teacher/distance"] > 0
     assert read_json_lines(run / "events.jsonl")[0]["event"] == "start"
-
-
-def test_the_teacher_is_the_fp32_average_of_the_student(uninterrupted):
-    _, run = uninterrupted
-    state = torch.load(find_checkpoint(run) / "state.pt", weights_only=True)["submodules"]
-    teacher = state["teachers"]["teacher"]
-    student = load_file(find_checkpoint(run) / "student.safetensors")
-    first = load_file(find_checkpoint(run, 4) / "student.safetensors")
-    name = "blocks.0.attn.qkv.weight"
-    assert teacher[name].dtype == torch.float32
-    # it lags behind: nearer to an old student than that old student is to the new one
-    assert (teacher[name] - first[name]).norm() < (student[name] - first[name]).norm()
-    assert not torch.equal(teacher[name], student[name])
 
 
 def test_kill_and_resume_equal_the_uninterrupted_run(uninterrupted, dataset, tmp_path):
     precision, whole = uninterrupted
     run = tmp_path / "run"
-    kill_in_the_middle(arguments(dataset, run, **{"train.precision": precision}), run, at_step=6)
+    kill_in_the_middle(arguments(dataset, run, **{"train.precision": precision}), run, at_step=9)
+    starts = [0, 8]
+    if precision == "bf16":  # a damaged checkpoint is passed over
+        newest = find_checkpoint(run, 8) / "student.safetensors"
+        newest.write_bytes(newest.read_bytes()[:-1])
+        starts = [0, 4]
     result = frepa("resume", str(run))
     assert result.returncode == 0, result.stderr
+    assert [r["step"] for r in read_json_lines(run / "events.jsonl") if r["event"] == "start"] == starts
     assert trace(run) == trace(whole)
     assert_same_checkpoint(find_checkpoint(run), find_checkpoint(whole))
 
@@ -176,20 +171,6 @@ def test_one_rank_with_accumulation_trains_as_two_without(uninterrupted, dataset
         for name in ("loss", "loss/rec", "loss/hmi", "gradient_norm/student", "teacher/distance"):
             if name in theirs:
                 assert ours[name] == pytest.approx(theirs[name], rel=2e-3, abs=2e-5), (name, ours["step"])
-
-
-def test_a_damaged_checkpoint_is_passed_over(uninterrupted, dataset, tmp_path):
-    precision, whole = uninterrupted
-    if precision == "bf16":
-        pytest.skip("shown in fp32")
-    run = tmp_path / "run"
-    kill_in_the_middle(arguments(dataset, run, **{"train.precision": precision}), run, at_step=9)
-    newest = find_checkpoint(run, 8) / "student.safetensors"
-    newest.write_bytes(newest.read_bytes()[:-1])
-    result = frepa("resume", str(run))
-    assert result.returncode == 0, result.stderr
-    assert [r["step"] for r in read_json_lines(run / "events.jsonl") if r["event"] == "start"] == [0, 4]
-    assert trace(run) == trace(whole)
 
 
 def error_line(result: subprocess.CompletedProcess[str]) -> str:
