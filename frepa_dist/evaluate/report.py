@@ -129,8 +129,8 @@ def add_summary(
         [
             ("state", state),
             (
-                "steps",
-                f"{last.get('step', 0)} of {batch} images, {last.get('step', 0) * batch:,} images seen",
+                "length",
+                f"{last.get('step', 0)} steps of {batch} images: {last.get('step', 0) * batch:,} images seen",
             ),
             ("last loss", f"{last['loss']:.4f}" if last else "nothing logged yet"),
             ("speed", f"{sum(speeds) / len(speeds):.1f} images per second" if speeds else ""),

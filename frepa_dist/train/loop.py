@@ -21,7 +21,7 @@ from frepa_dist.train.records import Averages, PhaseTimer, append_event, append_
 from frepa_dist.train.schedule import learning_rate
 from frepa_dist.train.submodules import Submodules
 from shards.order import check_batch_sizes
-from shards.stream import SampleStream
+from shards.stream import MicroBatch, SampleStream
 from shards.support.errors import ConfigError, DivergedError
 from shards.support.progress import Progress
 from shards.support.telemetry import Telemetry
@@ -92,8 +92,8 @@ class Trainer:
                 micro_batches = next(batches, None)
                 if micro_batches is None:
                     return
-                micro_batches = [self._to_device(batch) for batch in micro_batches]
-            self.train_step(micro_batches)
+                on_device = [self._to_device(batch) for batch in micro_batches]
+            self.train_step(on_device)
             self.step, self.batches_applied = self.step + 1, self.batches_applied + 1
             note = ""
             if self.step % train.log_every == 0 or self.step == self.total_steps:
@@ -103,9 +103,9 @@ class Trainer:
                     self.save()
             progress.update(note=note)
 
-    def _to_device(self, batch: Batch) -> Batch:
-        for skipped in batch.get("skipped", ()):
-            append_event(self.run_dir, "sample_skipped", step=self.step, detail=skipped)
+    def _to_device(self, batch: MicroBatch) -> Batch:
+        for skipped in batch["skipped"]:
+            append_event(self.run_dir, "sample_skipped", step=self.step, **skipped)
         return {
             name: value.to(self.world.device, non_blocking=True) if isinstance(value, Tensor) else value
             for name, value in batch.items()

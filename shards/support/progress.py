@@ -36,6 +36,7 @@ class Progress:
     ) -> None:
         self._total, self._description, self._unit = total, description, unit
         self._done, self._initial, self._note = initial, initial, ""
+        self._printed = -1
         self._interval, self._start = interval_seconds, time.monotonic()
         self._last_line, self._silent = self._start, silent
         self._bar = (
@@ -65,13 +66,13 @@ class Progress:
         """End the bar, or print the closing line."""
         if self._bar is not None:
             self._bar.close()
-        else:
+        elif self._done != self._printed:
             self._print_line()
 
     def _print_line(self) -> None:
         if self._silent:
             return
-        self._last_line = time.monotonic()
+        self._last_line, self._printed = time.monotonic(), self._done
         elapsed = self._last_line - self._start
         rate = (self._done - self._initial) / max(elapsed, 1e-9)
         of = f"/{self._total}" if self._total is not None else ""

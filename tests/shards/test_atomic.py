@@ -22,9 +22,14 @@ def test_a_file_appears_when_the_block_ends(tmp_path):
 def test_a_block_that_raises_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with pytest.raises(KeyError), replace_file(path) as file:
-        file.write(b"half")
-        raise KeyError
+
+    def write_half() -> None:
+        with replace_file(path) as file:
+            file.write(b"half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        write_half()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
