@@ -68,7 +68,7 @@ def test_a_whole_run(run_dir):
     text = written(run_dir, probe=PROBE, cka=CKA, notes=["Look & see"])
     assert headings(text) == SECTIONS
     assert "Look &amp; see" in text
-    assert "12 of 4 images, 48 images seen" in text
+    assert "12 steps of 4 images: 48 images seen" in text
     assert text.count('alt="masked"') == 6
     assert "fundus, n = 7 images" in text
     assert "oct, n = 4 images" in text
