@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from shards.support.errors import EnvironmentFault
@@ -46,13 +47,28 @@ def default_num_ranks() -> int:
     return torch.cuda.device_count() or min(2, os.cpu_count() or 1)
 
 
-def deepspeed_command(arguments: Sequence[str], num_ranks: int, master_port: int) -> list[str]:
-    """The launcher's command line for ranks on this machine."""
+def deepspeed_command(
+    arguments: Sequence[str], num_ranks: int, master_port: int, visible_devices: str = ""
+) -> list[str]:
+    """The launcher's command line for ranks on this machine.
+
+    Args:
+        arguments: of `frepa_dist.train`.
+        num_ranks: processes.
+        master_port: where they meet.
+        visible_devices: CUDA_VISIBLE_DEVICES, empty where it is not set. Given a number of devices, the
+            launcher would drop the variable and take the first ones of the machine.
+    """
     launcher = Path(sys.executable).with_name("deepspeed")
+    devices = visible_devices.split(",")[:num_ranks]
+    if visible_devices and all(device.isdigit() for device in devices):
+        place = ["--include", f"localhost:{','.join(devices)}"]
+    else:
+        place = ["--num_accelerators", str(num_ranks)]
     return [
-        *(sys.executable, str(launcher), "--quiet"),
-        *("--num_accelerators", str(num_ranks), "--master_addr", "127.0.0.1"),
-        *("--master_port", str(master_port), "--module", "frepa_dist.train", *arguments),
+        *(sys.executable, str(launcher), "--quiet", *place),
+        *("--master_addr", "127.0.0.1", "--master_port", str(master_port)),
+        *("--module", "frepa_dist.train", *arguments),
     ]
 
 
@@ -61,30 +77,49 @@ def launch_training(
 ) -> int:
     """Train on this machine and return an exit code: that of RUN/outcome.json, which alone is trusted.
 
+    SIGTERM and SIGINT are handed to the launcher, which ends the ranks.
+
     Args:
         arguments: of `frepa_dist.train`.
         run_dir: the run folder, where the outcome is read.
         num_ranks: processes; None takes `default_num_ranks`.
         master_port: where they meet; None takes a free one.
     """
-    # here, not at the top: it says so that `frepa --help` need not import torch
+    # here, not at the top, so that `frepa --help` need not import torch
+    import torch
+
     from frepa_dist.runs import OUTCOME
 
     if master_port is not None:
         check_port(master_port)
     ranks = num_ranks or default_num_ranks()
     outcome = run_dir / OUTCOME
-    outcome.unlink(missing_ok=True)
+    before = outcome.stat().st_mtime_ns if outcome.is_file() else None
     environment = dict(os.environ)
     # DeepSpeed's kernels for CPU ranks are compiled by ninja, which lies beside this interpreter
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
-    import torch
-
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
     if not torch.cuda.is_available():
         environment.setdefault("DS_ACCELERATOR", "cpu")
-    command = deepspeed_command(arguments, ranks, master_port or free_port())
-    code = subprocess.run(command, env=environment, check=False).returncode
-    if not outcome.is_file():
-        return code or 1
+        visible = ""
+    command = deepspeed_command(arguments, ranks, master_port or free_port(), visible)
+    code = _run(command, environment)
+    if not outcome.is_file() or outcome.stat().st_mtime_ns == before:
+        return code or 1  # it ended before it owned the run folder
     said = json.loads(outcome.read_text(encoding="utf-8"))
     return 0 if said["outcome"] == "done" else int(said.get("code", 1))
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a command to its end, handing on the signals that ask to stop."""
+    with subprocess.Popen(command, env=environment) as process:
+        handed_on = (signal.SIGTERM, signal.SIGINT)
+        previous = {
+            number: signal.signal(number, lambda received, _: process.send_signal(received))
+            for number in handed_on
+        }
+        try:
+            return process.wait()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)

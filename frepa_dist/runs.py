@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from frepa_dist.models.vit_mae import MaskedAutoencoderViT
 
 CONFIG, METRICS, EVENTS, OUTCOME = "config.yaml", "metrics.jsonl", "events.jsonl", "outcome.json"
-ENVIRONMENT, CHECKPOINTS, LATEST = "environment.json", "checkpoints", "latest"
+ENVIRONMENT, CHECKPOINTS, LATEST, LOCK = "environment.json", "checkpoints", "latest", ".lock"
 STUDENT_WEIGHTS, MANIFEST = "student.safetensors", "manifest.json"
 
 

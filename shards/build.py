@@ -121,8 +121,8 @@ def build_dataset(sources: Sequence[Path], root: Path, config: BuildConfig) -> B
     check_places(sources, root, state)
     labeler = create_labeler(config.labels, config.label_columns, config.patient_column)
     objects = list_objects(sources)
-    salt = open_state(state, config.salt)
-    with lock(state):
+    with lock(state, mode=0o700):
+        salt = open_state(state, config.salt)
         name = f"{config.modality}-{config.source}"
         plan = _obtain_plan(state / f"{name}.plan.parquet", objects, create_describer(labeler, salt), config)
         if plan.num_units == 0:

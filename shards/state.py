@@ -25,7 +25,7 @@ def default_state(root: Path) -> Path:
 
 
 def open_state(state: Path, salt: str | None) -> Salt:
-    """Make the state folder (mode 0700) if need be, and read its salt; a fresh one is drawn at random.
+    """Read the salt of a state folder; a fresh one is drawn at random. Call it while holding the folder.
 
     Args:
         state: the folder.
@@ -37,7 +37,6 @@ def open_state(state: Path, salt: str | None) -> Salt:
     """
     path = state / "salt"
     with writing_to(state):
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
         known = path.read_text().strip() if path.exists() else None
     if known is None:
         known = salt or secrets.token_hex(32)
@@ -51,22 +50,27 @@ def open_state(state: Path, salt: str | None) -> Salt:
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Hold a folder against other builds on this machine; the lock ends with the process, however it ends.
+def lock(folder: Path, *, name: str = ".build.lock", mode: int = 0o777) -> Iterator[None]:
+    """Hold a folder against other processes; the lock ends with the process, however it ends.
+
+    Args:
+        folder: what is held; it is made with `mode` if need be.
+        name: of the lock file in it.
+        mode: permissions of a new folder.
 
     Raises:
-        EnvironmentFault: another build holds it, or the folder cannot be written.
+        EnvironmentFault: another process holds it, or the folder cannot be written.
     """
-    path = folder / ".build.lock"
+    path = folder / name
     with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=mode, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise EnvironmentFault(
-                "another build is writing here",
+                "another process is writing here",
                 where=folder,
                 fix="wait for it, or choose another destination",
             ) from None

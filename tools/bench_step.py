@@ -17,6 +17,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
 
 def write_images(folder: Path, num: int, side: int) -> None:
@@ -38,7 +39,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1")
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
     from cluster.launch import free_port
     from frepa_dist.config import RunConfig
@@ -72,12 +74,14 @@ def main() -> None:
             )
             trainers[method] = Trainer(config, folder / method, world, Telemetry())
             trainers[method].step = 500  # past the MI term's warm-up
-        batches = next(iter(trainers["retmae"].stream.batches(0, 0)))
+        batches = [trainers["mae"].to_device(b) for b in next(trainers["retmae"].stream.batches(0, 0))]
         seconds: dict[str, list[float]] = {method: [] for method in trainers}
         for number in range(arguments.rounds + 1):
             for method, trainer in trainers.items():
                 start = time.perf_counter()
                 trainer.train_step(batches)
+                if world.device.type == "cuda":
+                    torch.cuda.synchronize()
                 if number:  # the first warms up
                     seconds[method].append(time.perf_counter() - start)
     medians = {method: statistics.median(values) for method, values in seconds.items()}

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from demo_images import write_demo_images
 
+from cluster.launch import default_num_ranks
+
 FREPA = str(Path(sys.executable).with_name("frepa"))
 DEFAULT_NOTE = (
     "Pretrained on overlapping crops of two images: this page shows that the pipeline runs, not what a "
@@ -85,7 +87,8 @@ def main() -> None:
     if arguments.steps:
         settings += [f"train.steps={arguments.steps}"]
     sets = [part for setting in settings for part in ("--set", setting)]
-    run("pretrain", "--config", "demo/retmae", "--num-ranks", "2", *sets)
+    num_ranks = min(2, default_num_ranks())  # the demo's batch is made for one or two
+    run("pretrain", "--config", "demo/retmae", "--num-ranks", str(num_ranks), *sets)
 
     page = ["report", str(trained), "--out", str(out / "report.html"), "--cka", str(out / "cka.json")]
     run("evaluate", "cka", str(trained), str(shards), "--num", "256", "--out", str(out / "cka.json"))

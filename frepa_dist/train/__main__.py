@@ -7,6 +7,7 @@ deepspeed --module frepa_dist.train --resume RUN
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -19,14 +20,15 @@ os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
 import torch.distributed as dist
 
 from frepa_dist.config import RunConfig
-from frepa_dist.runs import CONFIG, ENVIRONMENT, OUTCOME, check_unused, load_run_config
+from frepa_dist.runs import CONFIG, ENVIRONMENT, LOCK, OUTCOME, check_unused, load_run_config
 from frepa_dist.train.checkpoint import allow_checkpoint_classes, newest_intact
 from frepa_dist.train.engines import World, process_group
 from frepa_dist.train.loop import Trainer
 from frepa_dist.train.records import append_event, describe_environment, write_outcome
-from shards.atomic import replace_text, writing_to
+from shards.atomic import replace_text
 from shards.schema import load_snapshot
-from shards.support.errors import ConfigError, FrepaError
+from shards.state import lock
+from shards.support.errors import ConfigError, DataError, FrepaError
 from shards.support.settings import dump_yaml, load_settings
 from shards.support.telemetry import Telemetry
 
@@ -43,84 +45,101 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 
 def prepare_run(config: RunConfig, world: World) -> RunConfig:
-    """Pin the snapshot, make the run folder, and store the resolved config.
-
-    Raises:
-        ConfigError: the folder holds a run already.
-        EnvironmentFault: the folder cannot be written.
-    """
-    run_dir = config.output
-    pinned = load_snapshot(config.data.root, config.data.snapshot).hash
+    """Pin the snapshot and store the resolved config in the run folder; all ranks must call it."""
+    pinned = world.from_main(load_snapshot(config.data.root, config.data.snapshot).hash)
     data = config.data.model_copy(update={"snapshot": pinned, "root": config.data.root.resolve()})
-    config = config.model_copy(update={"data": data, "output": run_dir.resolve()})
-    check_unused(run_dir)
-    dist.barrier()  # everyone has looked before rank 0 writes
+    config = config.model_copy(update={"data": data, "output": config.output.resolve()})
     if world.is_main:
-        with writing_to(run_dir):
-            run_dir.mkdir(parents=True, exist_ok=True)
-        replace_text(run_dir / CONFIG, dump_yaml(config.model_dump(mode="json")))
-    dist.barrier()
+        replace_text(config.output / CONFIG, dump_yaml(config.model_dump(mode="json")))
     return config
 
 
-def train(arguments: argparse.Namespace, world: World) -> Path:
-    """Run or resume on this rank; returns the run folder."""
-    if arguments.resume is not None:
-        if arguments.overrides:
+class Start:
+    """One start of a run on this rank.
+
+    Attributes:
+        run_dir: the run folder once this start owns it, None before.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._arguments = arguments
+        self.run_dir: Path | None = None
+
+    def run(self, world: World) -> None:
+        """Train, or go on training, to the end."""
+        with contextlib.ExitStack() as stack:
+            config, checkpoint = self._open(world, stack)
+            port = config.train.metrics_port
+            telemetry = stack.enter_context(Telemetry.serve(None if port is None else port + world.rank))
+            run_dir = config.output
+            trainer = Trainer(config, run_dir, world, telemetry)
+            if checkpoint is not None:
+                trainer.resume(checkpoint)
+            if world.is_main:
+                append_event(run_dir, "start", step=trainer.step, total_steps=trainer.total_steps)
+                replace_text(run_dir / ENVIRONMENT, json.dumps(describe_environment(world), indent=1))
+            trainer.run()
+            if world.is_main:
+                write_outcome(run_dir, "done", trainer.step)
+                append_event(run_dir, "done", step=trainer.step)
+
+    def _open(self, world: World, stack: contextlib.ExitStack) -> tuple[RunConfig, Path | None]:
+        """Take the run folder for this start; rank 0 chooses the checkpoint for all."""
+        resumed: Path | None = self._arguments.resume
+        if resumed is None:
+            config = load_settings(RunConfig, self._arguments.config, self._arguments.overrides)
+            check_unused(config.output)
+        elif self._arguments.overrides:
             raise ConfigError("--set has no meaning with --resume: a run goes on as it was", where="--set")
-        run_dir: Path = arguments.resume
-        config = load_run_config(run_dir)
-        checkpoint = newest_intact(run_dir)
-    else:
-        config = load_settings(RunConfig, arguments.config, arguments.overrides)
-        run_dir, checkpoint = config.output, None
-        config = prepare_run(config, world)
-    (run_dir / OUTCOME).unlink(missing_ok=True)
-    port = config.train.metrics_port
-    with Telemetry.serve(port + world.rank if port is not None else None) as telemetry:
-        trainer = Trainer(config, run_dir, world, telemetry)
-        if checkpoint is not None:
-            trainer.resume(checkpoint)
+        else:
+            config = load_run_config(resumed)
+            # the folder may have been moved since
+            config = config.model_copy(update={"output": resumed.resolve()})
+        dist.barrier()  # everyone has looked before rank 0 writes
         if world.is_main:
-            append_event(run_dir, "start", step=trainer.step, total_steps=trainer.total_steps)
-            replace_text(run_dir / ENVIRONMENT, json.dumps(describe_environment(world), indent=1))
-        trainer.run()
-        if world.is_main:
-            write_outcome(run_dir, "done", trainer.step)
-            append_event(run_dir, "done", step=trainer.step)
-    return run_dir
+            stack.enter_context(lock(config.output, name=LOCK))
+            (config.output / OUTCOME).unlink(missing_ok=True)
+        dist.barrier()
+        self.run_dir = config.output
+        if resumed is None:
+            return prepare_run(config, world), None
+        found = world.from_main(newest_intact(config.output) if world.is_main else None)
+        if found is None:
+            raise DataError(
+                "no complete checkpoint to resume from",
+                where=resumed,
+                fix="start a new run in another folder",
+            )
+        return config, found
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train on this rank; the exit code is that of the error, 0 when all went well."""
-    parsed = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    """Train on this rank.
+
+    Returns:
+        0 when all went well. After an error the process is ended at once with the error's code: the others may
+        wait for this rank, and the launcher ends them when it is gone.
+    """
+    start = Start(parse_arguments(sys.argv[1:] if arguments is None else arguments))
     allow_checkpoint_classes()
     try:
         with process_group() as world:
-            train(parsed, world)
-    except FrepaError as error:
-        return report_failure(parsed, error.exit_code, str(error))
+            start.run(world)
     except Exception as error:
-        traceback.print_exc()
-        return report_failure(parsed, 1, f"{type(error).__name__}: {error}")
+        code, message = 1, f"{type(error).__name__}: {error}"
+        if isinstance(error, FrepaError):
+            code, message = error.exit_code, str(error)
+        else:
+            traceback.print_exc()
+        print(f"frepa: error: rank {os.environ.get('RANK', '0')}: {message}", file=sys.stderr)
+        if start.run_dir is not None and not (start.run_dir / OUTCOME).exists():
+            # the disk may be what failed
+            with contextlib.suppress(FrepaError):
+                write_outcome(start.run_dir, "failed", -1, code=code, error=message)
+        sys.stderr.flush()
+        sys.stdout.flush()
+        os._exit(code)
     return 0
-
-
-def report_failure(arguments: argparse.Namespace, code: int, message: str) -> int:
-    """Say what went wrong, once per rank, and leave it for the one who started us."""
-    print(f"frepa: error: rank {os.environ.get('RANK', '0')}: {message}", file=sys.stderr, flush=True)
-    run_dir = arguments.resume or run_folder_of(arguments)
-    if run_dir is not None and (run_dir / CONFIG).is_file() and not (run_dir / OUTCOME).exists():
-        write_outcome(run_dir, "failed", -1, code=code, error=message)
-    return code
-
-
-def run_folder_of(arguments: argparse.Namespace) -> Path | None:
-    """The run folder a config names; None where the config itself is wrong."""
-    try:
-        return load_settings(RunConfig, arguments.config, arguments.overrides).output
-    except FrepaError:
-        return None
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ evaluation and export read). `manifest.json` lists size and crc32c of every file
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import google_crc32c
 import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from frepa_dist.runs import (
@@ -31,7 +33,7 @@ from frepa_dist.runs import (
 from frepa_dist.train.engines import World
 from frepa_dist.train.submodules import EngineSubmodule, Submodules
 from shards.atomic import replace_text
-from shards.support.errors import ConfigError, DataError, EnvironmentFault
+from shards.support.errors import ConfigError, DataError, DivergedError, EnvironmentFault
 
 
 def file_checksum(path: Path) -> int:
@@ -91,54 +93,84 @@ def save_checkpoint(
 ) -> None:
     """Write the checkpoint after `step` steps and make it the latest; all ranks must call it.
 
-    Ranks on several nodes need `run_dir` on storage they share.
+    Ranks on several nodes need `run_dir` on storage they share. A rank that fails here must end its process,
+    so that the launcher ends the others: they wait for it at the next barrier.
 
     Raises:
+        DivergedError: a weight is not finite; the checkpoint would be of no use.
         EnvironmentFault: the disk is full or read-only; earlier checkpoints stay as they were.
     """
     final = run_dir / CHECKPOINTS / checkpoint_name(step)
     partial = final.with_name(f"partial-{final.name}")
-    failure = ""
-    try:
+    weights = {name: _full_weights(engine) for name, engine in submodules.engines.items()}
+    _check_finite(weights, submodules, final)
+    with _writing(final):
         if world.is_main:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-    except OSError as error:
-        failure = str(error)
-    _agree(world, failure, final)
-    weights: dict[str, torch.Tensor] = {}
-    try:
+        dist.barrier()
         for name, engine in submodules.engines.items():
             engine.engine.save_checkpoint(str(partial), tag=name, save_latest=False)
-            full = _full_weights(engine)
-            weights = full if name == "student" else weights
         random_state = {"cpu": torch.get_rng_state()}
         if world.device.type == "cuda":
             random_state["cuda"] = torch.cuda.get_rng_state(world.device)
-        torch.save(random_state, partial / f"rank-{world.rank}.pt")
+        torch.save(random_state, partial / random_state_name(world.rank))
         if world.is_main:
             torch.save({**state, "submodules": submodules.state_dict()}, partial / "state.pt")
-            save_file(weights, partial / STUDENT_WEIGHTS, metadata={"step": str(step)})
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        failure = str(error)
-    _agree(world, failure, final)
-    try:
+            save_file(weights["student"], partial / STUDENT_WEIGHTS, metadata={"step": str(step)})
+        dist.barrier()
         if world.is_main:
+            _check_shared(partial, world)
             _commit(partial, final, keep)
-    except OSError as error:
-        failure = str(error)
-    _agree(world, failure, final)
+        dist.barrier()
 
 
-def _agree(world: World, failure: str, where: Path) -> None:
-    """Raise on all ranks when any failed, so that nobody waits for the others for ever."""
-    failed = torch.tensor(bool(failure), device=world.device)
-    if bool(world.any(failed)):
+def random_state_name(rank: int) -> str:
+    """File of a rank's random state in a checkpoint."""
+    return f"rank-{rank}.pt"
+
+
+def _check_finite(
+    weights: Mapping[str, Mapping[str, torch.Tensor]], submodules: Submodules, where: Path
+) -> None:
+    """All ranks hold the same weights here, so all of them raise or none."""
+    networks = {
+        **weights,
+        **{name: teacher.module.state_dict() for name, teacher in submodules.teachers.items()},
+        **{name: plain.module.state_dict() for name, plain in submodules.plain.items()},
+    }
+    for name, state in networks.items():
+        if not all(bool(torch.isfinite(value).all()) for value in state.values()):
+            raise DivergedError(
+                f"weights of {name} are no longer finite, so no checkpoint was made",
+                where=where,
+                fix="start a new run with a lower learning rate or loss weight; checkpoints before stay",
+            )
+
+
+def _check_shared(partial: Path, world: World) -> None:
+    missing = [rank for rank in range(world.size) if not (partial / random_state_name(rank)).is_file()]
+    if missing:
         raise EnvironmentFault(
-            f"the checkpoint could not be written: {failure or 'another rank failed'}",
+            f"files of ranks {missing} are not there: the nodes do not share this folder",
+            where=partial,
+            fix="put `output` on storage that all nodes mount",
+        )
+
+
+@contextlib.contextmanager
+def _writing(where: Path) -> Iterator[None]:
+    """Turn the ways in which a disk refuses into one error; torch and safetensors have classes of their own."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise EnvironmentFault(
+            f"the checkpoint could not be written: {error}",
             where=where,
             fix="free disk space or make the folder writable, then `frepa resume` the run",
-        )
+        ) from error
 
 
 def _commit(partial: Path, final: Path, keep: int) -> None:
@@ -174,11 +206,12 @@ def load_checkpoint(folder: Path, submodules: Submodules, world: World) -> dict[
             fix=f"resume with --num-ranks {state['world_size']}",
         )
     for name, engine in submodules.engines.items():
-        path, _ = engine.engine.load_checkpoint(str(folder), tag=name)
-        if path is None:  # DeepSpeed warns and returns; going on would train from random weights
+        loaded, _ = engine.engine.load_checkpoint(str(folder), tag=name)
+        if loaded is None:  # DeepSpeed warns and returns; going on would train from random weights
             raise DataError(f"DeepSpeed found no state of '{name}'", where=folder)
     submodules.load_state_dict(state.pop("submodules"))
-    random_state = torch.load(folder / f"rank-{world.rank}.pt", map_location="cpu", weights_only=True)
+    path = folder / random_state_name(world.rank)
+    random_state = torch.load(path, map_location="cpu", weights_only=True)
     torch.set_rng_state(random_state["cpu"])
     if "cuda" in random_state and world.device.type == "cuda":
         torch.cuda.set_rng_state(random_state["cuda"], world.device)

@@ -54,6 +54,12 @@ class World:
         dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
+    def from_main(self, value: Any) -> Any:
+        """Rank 0's value of a small plain object; all ranks must call it."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
     @property
     def is_main(self) -> bool:
         """Whether this rank writes files and draws progress."""
@@ -62,7 +68,9 @@ class World:
 
 @contextlib.contextmanager
 def process_group() -> Iterator[World]:
-    """Join the process group the launcher describes in the environment; leave it at the end.
+    """Join the process group the launcher describes in the environment; leave it when all went well.
+
+    After an error it is not left: that can wait for ranks which wait for this one. The caller ends the process.
 
     Raises:
         EnvironmentFault: the launcher's variables are missing, or the others cannot be reached.
@@ -93,10 +101,8 @@ def process_group() -> Iterator[World]:
             where=address,
             fix="choose a free port with --master-port, and check that the nodes reach each other",
         ) from error
-    try:
-        yield World(rank, local_rank, size, device)
-    finally:
-        dist.destroy_process_group()
+    yield World(rank, local_rank, size, device)
+    dist.destroy_process_group()
 
 
 def deepspeed_config(config: TrainConfig, accumulation: int) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class Trainer:
                 micro_batches = next(batches, None)
                 if micro_batches is None:
                     return
-                on_device = [self._to_device(batch) for batch in micro_batches]
+                on_device = [self.to_device(batch) for batch in micro_batches]
             self.train_step(on_device)
             self.step, self.batches_applied = self.step + 1, self.batches_applied + 1
             note = ""
@@ -103,7 +103,8 @@ class Trainer:
                     self.save()
             progress.update(note=note)
 
-    def _to_device(self, batch: MicroBatch) -> Batch:
+    def to_device(self, batch: MicroBatch) -> Batch:
+        """Move a micro-batch to where this rank computes; samples that were skipped go to the event log."""
         for skipped in batch["skipped"]:
             append_event(self.run_dir, "sample_skipped", step=self.step, **skipped)
         return {

@@ -93,7 +93,7 @@ def truncate_metrics(run_dir: Path, step: int) -> None:
 
 
 def write_outcome(run_dir: Path, outcome: str, step: int, **details: Any) -> None:
-    """Write how this start ended: `done` or `failed`."""
+    """Write how this start ended: `done` or `failed` (step -1: the rank that says so may not know it)."""
     replace_text(run_dir / OUTCOME, json.dumps({"outcome": outcome, "step": step, **details}) + "\n")
 
 

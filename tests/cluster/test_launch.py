@@ -23,3 +23,9 @@ def test_the_command_is_the_launcher_with_our_module():
     assert command[1].endswith("deepspeed")
     assert command[-4:] == ["--module", "frepa_dist.train", "--config", "x"]
     assert command[command.index("--num_accelerators") + 1] == "2"
+
+
+def test_only_the_devices_that_the_user_allows_are_taken():
+    command = deepspeed_command([], num_ranks=1, master_port=1, visible_devices="3,5")
+    assert command[command.index("--include") + 1] == "localhost:3"
+    assert "--num_accelerators" not in command
