@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -77,7 +78,7 @@ def launch_training(
 ) -> int:
     """Train on this machine and return an exit code: that of RUN/outcome.json, which alone is trusted.
 
-    SIGTERM and SIGINT are handed to the launcher, which ends the ranks.
+    SIGTERM and SIGINT are handed to the launcher and the ranks.
 
     Args:
         arguments: of `frepa_dist.train`.
@@ -111,13 +112,17 @@ def launch_training(
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a command to its end, handing on the signals that ask to stop."""
-    with subprocess.Popen(command, env=environment) as process:
-        handed_on = (signal.SIGTERM, signal.SIGINT)
-        previous = {
-            number: signal.signal(number, lambda received, _: process.send_signal(received))
-            for number in handed_on
-        }
+    """Run a command to its end, handing on the signals that ask to stop.
+
+    They go to the whole group: DeepSpeed's launcher has a child that starts the ranks, and ends without it.
+    """
+    with subprocess.Popen(command, env=environment, start_new_session=True) as process:
+
+        def hand_on(received: int, _: object) -> None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, received)
+
+        previous = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             return process.wait()
         finally:

@@ -582,9 +582,9 @@ def test_a_disk_that_takes_no_more(tmp_path, source, whole, jobs):
 
 
 def test_two_builders_at_one_destination(tmp_path, source):
-    with lock(tmp_path / "root"), pytest.raises(EnvironmentFault, match="another build"):
+    with lock(tmp_path / "root"), pytest.raises(EnvironmentFault, match="another process"):
         build(source, tmp_path / "root")
-    with lock(tmp_path / "root.state"), pytest.raises(EnvironmentFault, match="another build"):
+    with lock(tmp_path / "root.state"), pytest.raises(EnvironmentFault, match="another process"):
         build(source, tmp_path / "root")
     assert build(source, tmp_path / "root").counts.samples == 70
 
