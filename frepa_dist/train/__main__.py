@@ -117,8 +117,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Train on this rank.
 
     Returns:
-        0 when all went well. After an error the process is ended at once with the error's code: the others may
-        wait for this rank, and the launcher ends them when it is gone.
+        0 when all went well. After an error the process is ended at once with the error's code: the others
+        may wait for this rank, and the launcher ends them when it is gone.
     """
     start = Start(parse_arguments(sys.argv[1:] if arguments is None else arguments))
     allow_checkpoint_classes()

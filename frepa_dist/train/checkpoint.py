@@ -160,7 +160,7 @@ def _check_shared(partial: Path, world: World) -> None:
 
 @contextlib.contextmanager
 def _writing(where: Path) -> Iterator[None]:
-    """Turn the ways in which a disk refuses into one error; torch and safetensors have classes of their own."""
+    """Turn the ways in which a disk refuses into one error; torch and safetensors have their own."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:

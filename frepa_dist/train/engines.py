@@ -70,7 +70,8 @@ class World:
 def process_group() -> Iterator[World]:
     """Join the process group the launcher describes in the environment; leave it when all went well.
 
-    After an error it is not left: that can wait for ranks which wait for this one. The caller ends the process.
+    After an error it is not left: that can wait for ranks which wait for this one. The caller ends the
+    process.
 
     Raises:
         EnvironmentFault: the launcher's variables are missing, or the others cannot be reached.
