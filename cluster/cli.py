@@ -5,25 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
+from cluster.options import FOLDER, F, set_option
+from cluster.shards_cli import shards_group
 from shards.support.errors import ConfigError, DataError, FrepaError
-
-F = TypeVar("F", bound=Callable[..., Any])
-FOLDER = click.Path(path_type=Path)
-
-
-def set_option(function: F) -> F:
-    """Add `--set dotted.key=value`, repeatable."""
-    option = click.option(
-        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting; may be repeated."
-    )
-    return option(function)
 
 
 def ranks_options(function: F) -> F:
@@ -50,60 +40,7 @@ def cli(debug: bool) -> None:
     """
 
 
-@cli.group("shards")
-def shards_group() -> None:
-    """Build and look at datasets."""
-
-
-@shards_group.command("build")
-@click.argument("sources", nargs=-1, required=True, type=FOLDER)
-@click.argument("dest", type=FOLDER)
-@click.option("--modality", required=True, help="What the images are: fundus, ct, mri, ...")
-@click.option("--size", default=512, show_default=True, help="Short side of a stored image in pixels.")
-@click.option("--source-name", "source", default=None, help="Name of this source in the dataset.")
-@click.option("--labels", default="none", show_default=True, help="none, folder, or a CSV file.")
-@click.option("--jobs", type=click.IntRange(min=1), default=None, help="Processes; default: one per core.")
-@click.option("--state", type=FOLDER, help="Private folder: salt, plan, names; default: DEST.state")
-@click.option(
-    "--keep-names", is_flag=True, help="Store file names in the dataset (they may identify patients)."
-)
-@set_option
-def shards_build(sources: tuple[Path, ...], dest: Path, overrides: tuple[str, ...], **options: Any) -> None:
-    """Build shards at DEST from folders of images, or extend the dataset that is there.
-
-    Interrupted, it goes on where it stopped when started again. The same input gives the same bytes.
-    """
-    from shards.build import BuildConfig, build_dataset
-    from shards.support.settings import apply_overrides, validate
-
-    given = {key: value for key, value in options.items() if value is not None}
-    config = validate(BuildConfig, apply_overrides(given, overrides), where="frepa shards build")
-    report = build_dataset(list(sources), dest, config)
-    counts = ", ".join(f"{number} {name}" for name, number in report.counts.model_dump().items())
-    click.echo(f"{dest}: {counts}")
-    for kind, reasons in (("quarantined", report.quarantined), ("excluded", report.excluded)):
-        for reason, number in sorted(reasons.items()):
-            click.echo(f"  {kind} {reason}: {number}")
-    reused = f" ({report.num_reused} were there)" if report.num_reused else ""
-    click.echo(
-        f"  {report.num_shards} shards{reused}, {report.num_bytes / 1e6:.1f} MB, snapshot {report.snapshot}"
-    )
-
-
-@shards_group.command("inspect")
-@click.argument("dest", type=FOLDER)
-@click.option("--out", type=FOLDER, help="Contact sheet to write; default: DEST-hf-tokens.png beside DEST.")
-@click.option("--num", default=24, show_default=True, help="Images on the contact sheet.")
-@click.option("--seed", default=0, show_default=True, help="Which images are drawn.")
-def shards_inspect(dest: Path, out: Path | None, num: int, seed: int) -> None:
-    """Print counts of the dataset at DEST and draw a contact sheet with the HF tokens marked."""
-    from shards.inspect import contact_sheet, summarize
-
-    for line in summarize(dest):
-        click.echo(line)
-    out = out or dest.with_name(dest.name + "-hf-tokens.png")
-    contact_sheet(dest, out, num=num, seed=seed)
-    click.echo(f"contact sheet  {out}")
+cli.add_command(shards_group)
 
 
 @cli.command()
@@ -120,15 +57,15 @@ def pretrain(config: str, overrides: tuple[str, ...], num_ranks: int | None, mas
     from frepa_dist.config import RunConfig
     from frepa_dist.runs import check_unused
     from shards.order import check_batch_sizes
-    from shards.schema import load_snapshot
     from shards.support.settings import load_settings
+    from shards.views import open_snapshot
 
     # what can be found wrong in a second is said before the ranks start
     run = load_settings(RunConfig, config, overrides)
     num_ranks = num_ranks or default_num_ranks()
     check_unused(run.output)
     check_batch_sizes(run.train.global_batch_size, num_ranks, run.train.micro_batch_size)
-    load_snapshot(run.data.root, run.data.snapshot)
+    open_snapshot(run.stream_config())
     arguments = ["--config", config, *(part for item in overrides for part in ("--set", item))]
     sys.exit(launch_training(arguments, run.output, num_ranks, master_port))
 
@@ -188,13 +125,13 @@ def evaluate_probe(
 
 @evaluate.command("cka")
 @click.argument("encoder")
-@click.argument("images", type=FOLDER)
+@click.argument("images")
 @click.option("--num", default=512, show_default=True, help="Most images of a modality to use.")
 @click.option("--modality", help="What image files are; of a dataset, the only one to use.")
 @click.option("--out", type=FOLDER, help="JSON file for the result.")
 @click.option("--seed", default=0, show_default=True, help="Which images, and of the random tokens.")
 def evaluate_cka(
-    encoder: str, images: Path, num: int, modality: str | None, out: Path | None, seed: int
+    encoder: str, images: str, num: int, modality: str | None, out: Path | None, seed: int
 ) -> None:
     """CKA of the full image's features with those of its HF, LF and random tokens and of filtered images.
 

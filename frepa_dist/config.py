@@ -11,6 +11,8 @@ from frepa_dist.methods.registry import MethodConfig
 from shards.order import OrderConfig
 from shards.stream import StreamConfig
 from shards.support.settings import Settings
+from shards.views import AccessConfig, PlaceName
+from shards.windows import WindowConfig
 
 # keys of DeepSpeed's own configuration that this system decides; passing them through would contradict it
 OWNED_DEEPSPEED_KEYS = frozenset(
@@ -30,30 +32,33 @@ OWNED_DEEPSPEED_KEYS = frozenset(
 )
 
 
-class DataConfig(Settings):
-    """Which samples are read, and how a training view is cut from each.
+class DataConfig(AccessConfig):
+    """Which samples are read, and how a training view is cut from each; see also `AccessConfig`.
 
     Attributes:
-        root: folder of the dataset that `frepa shards build` made.
+        root: dataset that `frepa shards build` made: a folder, or `s3://bucket/prefix`.
         snapshot: hash of the snapshot to train on; None takes the current one and pins it in the run.
         hf_keep: share of a view's patches that count as high-frequency (HF) tokens.
-        hf_digest: digest of the HF parameters the run insists on; None takes what the snapshot holds.
+        hf_digests: HF version by modality, one in the tars or added by `frepa shards rehf`; of modalities
+            that are not named, and for None, the one in the tars.
         crop_scale: range of the crop's area as a share of the image's.
         crop_ratio: range of the crop's aspect ratio (width / height).
         flip: whether half of the views are mirrored left to right.
+        ct_windows: which windows the views of CT are shown in.
         num_streams: streams of the order (shards.order); None chooses one that divides the batch.
         modality_weights: passes over a modality in one epoch, 1 where not named.
         num_workers: loader processes per rank; 0 reads in the training process.
         bad_samples: `fail` stops at a damaged sample, `skip` replaces it by another and reports it.
     """
 
-    root: Path
+    root: PlaceName
     snapshot: str | None = None
     hf_keep: float = Field(0.25, gt=0, le=1)
-    hf_digest: str | None = None
+    hf_digests: dict[str, str] | None = None
     crop_scale: tuple[float, float] = (0.2, 1.0)
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
     flip: bool = True
+    ct_windows: WindowConfig = WindowConfig()
     num_streams: int | None = Field(None, ge=1)
     modality_weights: dict[str, float] = Field(default_factory=dict)
     num_workers: int = Field(2, ge=0)

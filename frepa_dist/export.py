@@ -24,9 +24,11 @@ from frepa_dist.evaluate.features import load_encoder
 from frepa_dist.models.vit_mae import VIT_SIZES, MaskedAutoencoderViT
 from frepa_dist.runs import ENVIRONMENT, load_student
 from shards.atomic import writing_to
-from shards.schema import Counts, load_snapshot
+from shards.dataset import load_snapshot
+from shards.schema import Counts
 from shards.support.errors import ConfigError, DataError
 from shards.support.settings import dump_yaml
+from shards.views import AccessConfig
 
 ARCHITECTURES = {
     "tiny": "vit_tiny_patch16_224",
@@ -141,7 +143,8 @@ def describe_provenance(run_dir: Path, config: RunConfig, step: int) -> dict[str
 
 def config_digest(config: RunConfig) -> str:
     """16 hex digits over all settings of a run but the places of the run and of its data."""
-    plain = config.model_dump(mode="json", exclude={"output": True, "data": {"root"}})
+    places = {"root", *AccessConfig.model_fields}
+    plain = config.model_dump(mode="json", exclude={"output": True, "data": places})
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -255,7 +258,7 @@ def _describe_data(config: RunConfig) -> str:
         counts = sum((build.counts for build in builds), Counts())
         names = ", ".join(build.source for build in builds)
         left_out = counts.units - counts.samples
-        digest = snapshot.hf_digests[modality]
+        digest = {**snapshot.hf_digests, **(config.data.hf_digests or {})}[modality]
         rows.append(f"| {modality} | {names} | {counts.samples} | {left_out} | {digest} |")
     table = "\n".join(rows)
     return f"""Snapshot `{snapshot.hash}`, images stored with a short side of at most {snapshot.size} pixels.

@@ -26,7 +26,7 @@ def replace_file(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
     temp = path.with_name(f"{path.name}{TEMP_MARK}{os.getpid()}")
     with writing_to(path):
         try:
-            with os.fdopen(os.open(temp, os.O_RDWR | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+            with os.fdopen(os.open(temp, os.O_RDWR | os.O_CREAT | os.O_TRUNC, mode), "w+b") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

@@ -6,11 +6,13 @@ Shapes: H, W height and width of the stored image in pixels; S side of the squar
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from shards.intensity import HOUNSFIELD_RANGE
 
 TRIES = 10
 
@@ -73,14 +75,17 @@ def crop_shares(crop: Crop, height: int, width: int) -> tuple[float, float, floa
     return crop.top / height, crop.left / width, crop.height / height, crop.width / width
 
 
-def apply_crop(image: NDArray[np.uint8], crop: Crop, size: int) -> NDArray[np.uint8]:
-    """Cut, resize and mirror; (H, W) or (H, W, 3) -> (S, S) or (S, S, 3).
+def apply_crop(image: NDArray[Any], crop: Crop, size: int) -> NDArray[Any]:
+    """Cut, resize and mirror, uint8 or int16; (H, W) or (H, W, 3) -> (S, S) or (S, S, 3) of the same type.
 
     Shrinking averages over areas, the one filter of OpenCV that does not alias: fine detail is what is
-    to be learned, and must not come from the sampling grid. Enlarging is bicubic, as in MAE's augmentation.
+    to be learned, and must not come from the sampling grid. Enlarging is bicubic, as in MAE's augmentation;
+    where it overshoots, values are clipped to what can be stored.
     """
     part = image[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
     if part.shape[:2] != (size, size):
         shrinks = crop.height >= size and crop.width >= size
         part = cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+        if part.dtype == np.int16 and not shrinks:  # OpenCV itself keeps uint8 within 0..255
+            part = np.clip(part, *HOUNSFIELD_RANGE)
     return part[:, ::-1] if crop.flip else part

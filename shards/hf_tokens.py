@@ -1,9 +1,10 @@
 """High-frequency (HF) tokens: which patches of an image hold its fine detail (RetMAE, ICLR 2026).
 
-The score, in this order: channel; soft field of view, its outside filled with the mean inside; background
-subtraction and Butterworth high-pass as ONE real multiplier, (1 - Gaussian) x Butterworth, periodic on the
-image's very size; response; response zero outside the eroded field of view; mean |response| in each patch,
-and 0 for a patch that lies outside the eroded field of view by more than half: no kept token lies on the rim.
+The score, in this order: channel; its logarithm, where the parameters ask for it; soft field of view, its
+outside filled with the mean inside; background subtraction and Butterworth high-pass (and low-pass, where
+asked for) as ONE real multiplier, (1 - Gaussian) x Butterworth, periodic on the image's very size; response;
+response zero outside the eroded field of view; mean |response| in each patch, and 0 for a patch that lies
+outside the eroded field of view by more than half: no kept token lies on the rim.
 
 `hf_response_reference` is the definition, in float64; `hf_response` is the same in float32, and held to it.
 
@@ -26,7 +27,8 @@ import numpy.typing as npt
 import scipy.fft
 from pydantic import Field
 
-from shards.field_of_view import soft_field_of_view
+from shards.field_of_view import FieldOfView, soft_field_of_view
+from shards.marks import find_marks, paint_over
 from shards.support.errors import ConfigError, DataError
 from shards.support.settings import Settings
 
@@ -45,28 +47,43 @@ class HFParams(Settings):
 
     Attributes:
         channel: what a colour image is reduced to; a grey image is taken as it is.
-        fov: `adaptive` finds a dark, grey or white surround; `none` takes the whole frame.
+        clip: the lowest and the highest level that count, for images that are not 8-bit.
+        mark_contrast: small bright marks (lettering, callipers, lead letters, highlights) that exceed what is
+            around them by this share of the range are painted over first; 0: none are.
+        fov: how the field of view is found, `field_of_view.FieldOfView`; `none` takes the whole frame.
+        fov_level: `body` begins above this level, in images that are not 8-bit; None: Otsu's threshold.
+        fov_paper: `adaptive` takes paper white that reaches the frame for surround, too.
         fov_threshold: level of the rim, as a share of the way from the surround's level to the inside's.
         fov_convex: fill dents of the field of view, such as shadows at the rim.
         fov_erosion: distance from the rim at which the soft mask is one half.
         fov_softness: width of the soft mask's ramp from 0 to 1.
         frame_taper: width of the ramp to the mean at the frame's edges, where the whole frame is the field of
             view: the filter is periodic, and opposite edges differ.
+        log_offset: the response is that of log(level + this share of the mean level inside), so that detail
+            counts by its contrast to what is around it: a vessel takes away a share of the light, much or
+            little. A smaller share lifts the noise of dark parts. None: of the level itself, as published.
         background_sigma: of the Gaussian background that is subtracted.
         cutoff_cycles: of the Butterworth high-pass, in cycles per S.
-        order: of the Butterworth high-pass: gain f^2n / (f^2n + cutoff^2n).
+        low_pass_cycles: of a Butterworth low-pass, in cycles per S: what is finer is noise to it. None: none.
+        order: of both Butterworth filters: gains f^2n / (f^2n + cutoff^2n) and low^2n / (low^2n + f^2n).
         binarize: the response is zero where the soft mask is below this.
     """
 
     channel: Literal["green", "luminance"] = "green"
-    fov: Literal["adaptive", "none"] = "adaptive"
+    clip: tuple[float, float] | None = None
+    mark_contrast: float = Field(0.0, ge=0, lt=1)
+    fov: FieldOfView = "adaptive"
+    fov_level: float | None = None
+    fov_paper: bool = True
     fov_threshold: float = Field(0.15, gt=0, lt=1)
     fov_convex: bool = True
     fov_erosion: float = Field(0.02, ge=0, le=0.25)
     fov_softness: float = Field(0.04, gt=0, le=0.5)
     frame_taper: float = Field(0.025, ge=0, le=0.25)
+    log_offset: float | None = Field(None, gt=0, le=10)
     background_sigma: float = Field(0.04, gt=0, le=1)
     cutoff_cycles: float = Field(13.4, gt=0)
+    low_pass_cycles: float | None = Field(None, gt=0)
     order: int = Field(2, ge=1, le=8)
     binarize: float = Field(0.5, gt=0, lt=1)
 
@@ -87,13 +104,17 @@ def hf_response(image: Image, params: HFParams = DEFAULT) -> Float32:
         params: the definition's parameters.
 
     Returns:
-        (H, W) signed response in the image's own intensity units, 0 outside the field of view.
+        (H, W) signed response, 0 outside the field of view; in the image's own intensity units, or as
+            relative contrast with `log_offset`.
 
     Raises:
         DataError: the array is no image (its shape, its type), or holds NaN or infinity.
     """
     soft, inside = _soft_mask(image, params)
-    filled = _fill(_channel(image, params, np.float32), soft)
+    channel = _channel(image, params, np.float32)
+    if params.log_offset is not None:
+        channel = _logarithm(channel, soft, params.log_offset)
+    filled = _fill(channel, soft)
     response = _filter_float32(filled, params)
     if inside is not None:
         response *= inside
@@ -104,8 +125,12 @@ def hf_response_reference(image: Image, params: HFParams = DEFAULT) -> Float64:
     """High-frequency response by the float64 definition; arguments and result as of `hf_response`."""
     soft, inside = _soft_mask(image, params)
     channel = _channel(image, params, np.float64)
-    channel -= _any_level(channel)
     weight = soft.astype(np.float64)
+    if params.log_offset is not None:
+        level = channel - min(channel.min(), 0)
+        mean = (level * weight).sum() / max(weight.sum(), 1e-12)
+        channel = np.log(level + params.log_offset * mean) if mean > 0 else np.zeros_like(level)
+    channel -= _any_level(channel)
     mean = (channel * weight).sum() / max(weight.sum(), 1e-12)
     filled = weight * channel + (1 - weight) * mean
     height, width = filled.shape
@@ -222,12 +247,23 @@ def _cell_weights(
 
 
 def _channel(image: Image, params: HFParams, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Reduce an image to one channel, (H, W)."""
+    """Reduce an image to one channel (H, W), clipped and with its marks painted over."""
+    image = _clip(image, params)
     if image.ndim == 2:
-        return image.astype(dtype)
-    if params.channel == "green":
-        return image[:, :, 1].astype(dtype)
-    return np.asarray(cv2.transform(image.astype(dtype), np.array([LUMINANCE], dtype)))
+        channel = image.astype(dtype)
+    elif params.channel == "green":
+        channel = image[:, :, 1].astype(dtype)
+    else:
+        channel = np.asarray(cv2.transform(image.astype(dtype), np.array([LUMINANCE], dtype)))
+    marks = find_marks(image, params.mark_contrast) if params.mark_contrast > 0 else None
+    return channel if marks is None else paint_over(channel, marks)
+
+
+def _clip(image: Image, params: HFParams) -> Image:
+    """Bring levels that say nothing, such as metal in CT, to those that count; 8-bit images stay."""
+    if params.clip is None or image.dtype == np.uint8:
+        return image
+    return np.clip(image, *params.clip).astype(image.dtype)
 
 
 def _soft_mask(image: Image, params: HFParams) -> tuple[Float32, Float32 | None]:
@@ -241,10 +277,13 @@ def _soft_mask(image: Image, params: HFParams) -> tuple[Float32, Float32 | None]
     height, width = image.shape[:2]
     side = min(height, width)
     soft = None
-    if params.fov == "adaptive":
+    if params.fov != "none":
         soft = soft_field_of_view(
-            image,
+            _clip(image, params),
+            params.fov,
             threshold=params.fov_threshold,
+            level=None if image.dtype == np.uint8 else params.fov_level,
+            paper=params.fov_paper,
             convex=params.fov_convex,
             erosion=params.fov_erosion * side,
             softness=params.fov_softness * side,
@@ -267,6 +306,21 @@ def _any_level(channel: npt.NDArray[Any]) -> Any:
     return channel[channel.shape[0] // 2, channel.shape[1] // 2]
 
 
+def _logarithm(channel: Float32, soft: Float32, offset: float) -> Float32:
+    """Logarithm of the level above black plus `offset` of the mean inside, in place; 0 where all is black.
+
+    Zero is black, but where there are negative values.
+    """
+    lowest = cv2.minMaxLoc(channel)[0]
+    if lowest < 0:
+        channel -= lowest
+    mean = cv2.sumElems(cv2.multiply(channel, soft))[0] / max(cv2.sumElems(soft)[0], 1e-12)
+    if mean <= 0:
+        return np.zeros_like(channel)
+    channel += offset * mean
+    return np.asarray(cv2.log(channel, channel))
+
+
 def _fill(channel: Float32, soft: Float32) -> Float32:
     """Fill the outside with the mean inside, in place, less that mean, to which the filter is blind."""
     channel -= _any_level(channel)
@@ -278,14 +332,16 @@ def _fill(channel: Float32, soft: Float32) -> Float32:
 def _multiplier(
     fy: npt.NDArray[np.floating[Any]], fx: npt.NDArray[np.floating[Any]], side: int, params: HFParams
 ) -> npt.NDArray[Any]:
-    """(1 - Gaussian) x Butterworth high-pass at frequencies in cycles per pixel, (len(fy), len(fx))."""
+    """(1 - Gaussian) x Butterworth filters at frequencies in cycles per pixel, (len(fy), len(fx))."""
     y2, x2 = np.square(fy)[:, None], np.square(fx)[None, :]
     exponent = -2 * (np.pi * params.background_sigma * side) ** 2
     gaussian = np.exp(exponent * y2) * np.exp(exponent * x2)
     power = (y2 + x2) ** params.order
-    return np.asarray(
-        (1 - gaussian) * (power / (power + (params.cutoff_cycles / side) ** (2 * params.order)))
-    )
+    gain = (1 - gaussian) * (power / (power + (params.cutoff_cycles / side) ** (2 * params.order)))
+    if params.low_pass_cycles is not None:
+        limit = (params.low_pass_cycles / side) ** (2 * params.order)
+        gain *= limit / (limit + power)
+    return np.asarray(gain)
 
 
 @lru_cache(maxsize=8)

@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.crops import center_crop
-from shards.reader import KeptSamples, Sample, ShardReader, exclusion_rows
-from shards.views import StreamConfig, cut_view, open_snapshot
+from shards.kept import KeptSamples, exclusion_rows
+from shards.reader import Sample, ShardReader
+from shards.views import StreamConfig, cut_view, open_snapshot, three_planes
+from shards.windows import to_bytes
 
 
 class PlainView(NamedTuple):
@@ -19,7 +21,7 @@ class PlainView(NamedTuple):
     modality: str
     labels: dict[str, Any]
     image: NDArray[np.uint8]
-    """(3, S, S) RGB, grey images repeated."""
+    """(3, S, S) RGB, grey images repeated, CT in the reference window."""
     hf_indices: NDArray[np.int64]
     """(K,) HF tokens of the view, strongest first."""
 
@@ -31,12 +33,12 @@ class ImageSet:
         config: the dataset, and size and grid of the views.
 
     Raises:
-        DataError: there is no such dataset, or it holds other HF tokens than `config.hf_digest` says.
+        ConfigError, DataError, EnvironmentFault: as of `shards.views.open_snapshot`.
     """
 
     def __init__(self, config: StreamConfig) -> None:
         self._config, self.snapshot = config, open_snapshot(config)
-        self._reader = ShardReader(config.root, self.snapshot)
+        self._reader = ShardReader(config.root, self.snapshot, config.hf_digests, config.remote_config)
         self._kept = KeptSamples(self.snapshot, exclusion_rows(config.root, self.snapshot))
 
     def __len__(self) -> int:
@@ -56,7 +58,7 @@ class ImageSet:
             key=sample.key,
             modality=self.snapshot.shards[shard].modality,
             labels=self._reader.labels(shard, row),
-            image=np.ascontiguousarray(np.broadcast_to(pixels, (3, *pixels.shape[-2:]))),
+            image=three_planes(to_bytes(pixels)),
             hf_indices=hf_indices.astype(np.int64),
         )
 

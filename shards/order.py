@@ -131,6 +131,7 @@ class EpochPlan:
         is_first = (np.arange(num_pieces) - first_piece[stream]) % config.block_shards == 0
         self._block_pieces = np.append(np.flatnonzero(is_first), num_pieces)
         self._block_starts = self._piece_starts[is_first]
+        self._block_streams = stream[is_first]
         # the current block of each stream and the one after it
         self._cached_block = lru_cache(maxsize=2 * num_streams)(self._shuffle_block)
 
@@ -145,8 +146,7 @@ class EpochPlan:
         if not (0 <= k < self.num_batches and 0 <= start <= stop <= size):
             raise IndexError(f"slots [{start}, {stop}) of batch {k}; {self.num_batches} batches of {size}")
         slot = np.arange(start, stop, dtype=np.int64)
-        place = self._cuts[slot // self._share] + k * self._share + slot % self._share
-        block = np.searchsorted(self._block_starts, place, side="right") - 1
+        place, block = self._find(k, slot)
         shard, row = np.empty(len(slot), dtype=np.int32), np.empty(len(slot), dtype=np.int32)
         for b in np.unique(block).tolist():
             here = block == b
@@ -159,6 +159,25 @@ class EpochPlan:
         """Return the slots of global batch `k` that rank `rank` of `world_size` reads."""
         share = self._config.global_batch_size // world_size
         return self.batch(k, rank * share, (rank + 1) * share)
+
+    def blocks_ahead(self, k: int, rank: int, world_size: int) -> dict[int, list[int]]:
+        """Return the blocks that a rank will reach after those of batch `k`, and the shards of each."""
+        share = self._config.global_batch_size // world_size
+        _, block = self._find(k, np.arange(rank * share, (rank + 1) * share))
+        current = np.unique(block)
+        following = np.setdiff1d(current + 1, [*current, len(self._block_streams)])
+        in_stream = self._block_streams[following] == self._block_streams[following - 1]
+        return {b: self._block_shards(b) for b in following[in_stream].tolist()}
+
+    def _find(self, k: int, slot: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return place on the line and block of slots of batch `k`."""
+        place = self._cuts[slot // self._share] + k * self._share + slot % self._share
+        return place, np.searchsorted(self._block_starts, place, side="right") - 1
+
+    def _block_shards(self, block: int) -> list[int]:
+        pieces = self._piece_starts[self._block_pieces[block] : self._block_pieces[block + 1]]
+        visits = np.searchsorted(self._visit_ends, pieces, side="right")
+        return self._visits[visits].tolist()  # type: ignore[no-any-return]
 
     def _shuffle_block(self, block: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Return shard and row of every sample of a block, in the order in which the stream gives them."""

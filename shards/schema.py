@@ -2,31 +2,28 @@
 
     ROOT/dataset.json                        points to the current snapshot
     ROOT/snapshots/HASH.json                 immutable: what the dataset holds and how it was built
-    ROOT/MODALITY/SOURCE-000000.tar          samples: KEY.png|jpg, KEY.hf.npy, KEY.hfmap.npy.zst, KEY.json
+    ROOT/MODALITY/SOURCE-000000.tar          KEY.png|jpg|npy.zst, KEY.hf.npy, KEY.hfmap.npy.zst, KEY.json
     ROOT/MODALITY/SOURCE-000000.index.parquet  a row per sample (`INDEX_SCHEMA`), in the order of the tar
-    ROOT/quarantine.parquet                  units that are no samples, each with its reason
-    ROOT/duplicates.parquet                  units that repeat another one
+    ROOT/MODALITY/SOURCE-000000.hf-DIGEST.tar  and .index.parquet: another HF version of the same samples
+    ROOT/tables/quarantine-CRC.parquet       units that are no samples, each with its reason
+    ROOT/tables/duplicates-CRC.parquet       units that repeat another one, or were replaced by a newer one
 
-A tar is plain WebDataset; the index adds the byte range and the crc32c of each member, so that a reader
-needs one `pread` per member and notices damage. A pinned snapshot stays valid while the dataset grows: shards
-are never rewritten, and a sample is never made a duplicate of one that came later.
+ROOT is a folder or `s3://bucket/prefix`. A tar is plain WebDataset; the index adds the byte range and the
+crc32c of each member, so that a reader needs one `pread` per member and notices damage. A pinned snapshot
+stays valid while the dataset grows: nothing is ever rewritten but `dataset.json`, and a snapshot names the
+tables that belong to it by their checksums.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import google_crc32c
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from shards.atomic import replace_file
-from shards.support.errors import DataError
 from shards.support.settings import Settings
 
 FORMAT_VERSION = 1
@@ -36,21 +33,28 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]*$"
 MEMBERS = ("image", "hf", "hfmap", "json")
 """Members of a sample, in the order of the tar; `hf`: uint16 .npy, `hfmap`: uint8 .npy in zstd."""
 
-_MEMBER_FIELDS = [
-    field
-    for member in MEMBERS
-    for field in (
-        pa.field(f"{member}_offset", pa.int64(), nullable=False),
-        pa.field(f"{member}_size", pa.int64(), nullable=False),
-        pa.field(f"{member}_crc32c", pa.uint32(), nullable=False),
-    )
-]
+HF_MEMBERS = ("hf", "hfmap")
+"""Members of a sample in the tar of another HF version."""
+
+
+def _member_fields(members: Sequence[str]) -> list[pa.Field]:
+    return [
+        field
+        for member in members
+        for field in (
+            pa.field(f"{member}_offset", pa.int64(), nullable=False),
+            pa.field(f"{member}_size", pa.int64(), nullable=False),
+            pa.field(f"{member}_crc32c", pa.uint32(), nullable=False),
+        )
+    ]
+
 
 INDEX_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
-        *_MEMBER_FIELDS,
-        pa.field("image_ext", pa.string(), nullable=False),  # "png" or "jpg"
+        *_member_fields(MEMBERS),
+        pa.field("image_ext", pa.string(), nullable=False),  # "png", "jpg" or "npy.zst"
+        pa.field("dtype", pa.string(), nullable=False),  # "uint8", or "int16": Hounsfield units
         pa.field("height", pa.int32(), nullable=False),  # canonical, as stored
         pa.field("width", pa.int32(), nullable=False),
         pa.field("channels", pa.int32(), nullable=False),
@@ -69,6 +73,10 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 
+HF_INDEX_SCHEMA = pa.schema(
+    [pa.field("key", pa.string(), nullable=False), *_member_fields(HF_MEMBERS)]
+)  # rows in the order of the shard's own index
+
 QUARANTINE_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -85,26 +93,52 @@ DUPLICATES_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("duplicate_of", pa.string(), nullable=False),
-        pa.field(
-            "kind", pa.string(), nullable=False
-        ),  # "bytes": in no shard; "pixels": in a shard, to be skipped
+        # "bytes": in no shard; in a shard, to be skipped: "pixels", and "superseded" by a newer object
+        pa.field("kind", pa.string(), nullable=False),
         pa.field("modality", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
         pa.field("object", pa.int64(), nullable=False),
         pa.field("unit", pa.int32(), nullable=False),
+        pa.field("shard", pa.string()),  # its path, where it is in one
+        pa.field("row", pa.int32()),  # of the shard's index
     ]
 )
 
+TABLES = {"quarantine": QUARANTINE_SCHEMA, "duplicates": DUPLICATES_SCHEMA}
+
+
+class TableInfo(Settings):
+    """A table of a snapshot."""
+
+    path: str = Field(pattern=r"^tables/[a-z]+-[0-9a-f]{8}\.parquet$")
+    num_rows: int = Field(ge=0)
+    crc32c: int = Field(ge=0)
+
+
+class HFTar(Settings):
+    """Another HF version of a shard's samples."""
+
+    num_bytes: int = Field(gt=0)
+    crc32c: int = Field(ge=0)
+    index_crc32c: int = Field(ge=0)
+
 
 class ShardInfo(Settings):
-    """One shard of a snapshot; `num_samples` counts index rows, pixel duplicates included."""
+    """One shard of a snapshot; `num_samples` counts index rows, excluded ones included.
+
+    Attributes:
+        crc32c: of the whole tar; names it in caches.
+        hf: HF versions beside the one in the tar, by digest.
+    """
 
     path: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*/[a-z0-9][a-z0-9_-]*-[0-9]{6}\.tar$")
     modality: str = Field(pattern=NAME_PATTERN)
     source: str = Field(pattern=NAME_PATTERN)
     num_samples: int = Field(gt=0)
     num_bytes: int = Field(gt=0)
+    crc32c: int = Field(ge=0)
     index_crc32c: int = Field(ge=0)
+    hf: dict[str, HFTar] = Field(default_factory=dict)
 
 
 class Counts(Settings):
@@ -127,19 +161,30 @@ class Counts(Settings):
 
 
 class SourceBuild(Settings):
-    """How one source came into the dataset."""
+    """How one source came into the dataset.
+
+    Attributes:
+        plan_digests: of each part of the plan (a source that grows has several), keyed with the salt: they
+            say whether two plans are equal, and nothing else.
+    """
 
     modality: str = Field(pattern=NAME_PATTERN)
     source: str = Field(pattern=NAME_PATTERN)
     counts: Counts
-    plan_digest: str  # keyed with the salt: says whether two plans are equal, and nothing else
+    plan_digests: list[str]
     settings: dict[str, Any]
 
 
 class Snapshot(Settings):
     """What a dataset holds at one time; immutable, named by its hash.
 
-    `builds` is in the order in which the sources were added, `shards` is sorted by path.
+    Attributes:
+        hf: parameters of the HF version inside the tars, by modality.
+        hf_digests: its digest, by modality.
+        hf_versions: parameters of further versions, by modality and digest (`ShardInfo.hf`).
+        builds: in the order in which the sources were added.
+        shards: sorted by path.
+        tables: by the names of `TABLES`.
     """
 
     format_version: int = FORMAT_VERSION
@@ -148,11 +193,13 @@ class Snapshot(Settings):
     shards: list[ShardInfo]
     hf: dict[str, dict[str, Any]]
     hf_digests: dict[str, str]
+    hf_versions: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
     size: int
     patch_size: int
     map_cell: int
     counts: Counts
     builds: list[SourceBuild]
+    tables: dict[str, TableInfo]
 
     @property
     def hash(self) -> str:
@@ -165,127 +212,11 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def index_path(root: Path, shard_path: str) -> Path:
-    """Where the index of the shard at `shard_path` (relative to `root`) lies."""
-    return root / (shard_path.removesuffix(".tar") + ".index.parquet")
+def index_path(shard_path: str) -> str:
+    """Path of the index that belongs to the tar at `shard_path`."""
+    return shard_path.removesuffix(".tar") + ".index.parquet"
 
 
-def write_snapshot(root: Path, snapshot: Snapshot) -> str:
-    """Write a snapshot, then make it the current one; return its hash.
-
-    Raises:
-        EnvironmentFault: the destination cannot be written.
-    """
-    digest = snapshot.hash
-    (root / "snapshots").mkdir(exist_ok=True)
-    with replace_file(root / "snapshots" / f"{digest}.json") as file:
-        file.write(json.dumps(snapshot.model_dump(), sort_keys=True, indent=1, ensure_ascii=False).encode())
-    with replace_file(root / "dataset.json") as file:
-        file.write(canonical_json({"format_version": FORMAT_VERSION, "snapshot": digest}) + b"\n")
-    return digest
-
-
-def load_snapshot(root: Path, digest: str | None = None) -> Snapshot:
-    """Read a snapshot: the current one, or the one named by `digest`.
-
-    Raises:
-        DataError: `root` is no dataset, holds another format version, lacks that snapshot, or it is damaged.
-    """
-    if digest is None:
-        digest = str(_read_json(root / "dataset.json", root).get("snapshot"))
-    path = root / "snapshots" / f"{digest}.json"
-    data = _read_json(path, path)
-    try:
-        snapshot = Snapshot.model_validate(data)
-    except ValidationError as error:
-        raise DataError(
-            f"the snapshot is damaged ({error.error_count()} wrong fields)",
-            where=path,
-            fix="restore the file, or build the dataset again",
-        ) from error
-    if snapshot.hash != digest:
-        raise DataError("the snapshot was changed after it was written", where=path, fix="restore the file")
-    return snapshot
-
-
-def _read_json(path: Path, where: Path) -> Mapping[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(
-            "no such dataset or snapshot", where=where, fix="build one: frepa shards build SOURCE DEST"
-        ) from None
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=path) from error
-    except ValueError as error:
-        raise DataError("not valid JSON", where=path, fix="restore the file, or build again") from error
-    version = data.get("format_version") if isinstance(data, dict) else None
-    if version != FORMAT_VERSION:
-        raise DataError(
-            f"format version {version!r} is not known to this program",
-            where=path,
-            allowed=str(FORMAT_VERSION),
-            fix="build the dataset again, or use the version of frepa that wrote it",
-        )
-    return data  # type: ignore[no-any-return]
-
-
-def read_index(root: Path, shard: ShardInfo, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read the index of a shard, in the order of the tar, checked against the snapshot.
-
-    Args:
-        root: the dataset.
-        shard: one entry of `Snapshot.shards`.
-        columns: the columns to read, None for all.
-
-    Raises:
-        DataError: the index is missing, damaged, or does not hold the samples that the snapshot counts.
-    """
-    path = index_path(root, shard.path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=path, fix="restore the shard") from error
-    if google_crc32c.value(data) != shard.index_crc32c:
-        raise DataError("the index is not the one in the snapshot", where=path, fix="restore the shard")
-    table = pq.read_table(pa.BufferReader(data), columns=list(columns) if columns is not None else None)
-    if table.num_rows != shard.num_samples:
-        raise DataError(f"{table.num_rows} rows, the snapshot says {shard.num_samples}", where=path)
-    return table
-
-
-def read_exclusions(root: Path) -> set[str]:
-    """Keys of samples that repeat the pixels of another one: in a shard, but left out by the order."""
-    path = root / "duplicates.parquet"
-    if not path.exists():
-        return set()
-    table = read_table(path, DUPLICATES_SCHEMA)
-    kinds, keys = table["kind"].to_pylist(), table["key"].to_pylist()
-    return {key for key, kind in zip(keys, kinds, strict=True) if kind == "pixels"}
-
-
-def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read a whole parquet file and check its columns.
-
-    Raises:
-        DataError: it cannot be read, or is not what the format says.
-    """
-    try:
-        table = pq.read_table(pa.BufferReader(path.read_bytes()))
-    except (OSError, pa.ArrowException) as error:
-        raise DataError("cannot be read as parquet", where=path, fix="restore the file") from error
-    if not table.schema.equals(schema):
-        raise DataError("not the columns of this format", where=path, fix="build the dataset again")
-    return table
-
-
-def write_table(path: Path, table: pa.Table, *, mode: int = 0o644) -> None:
-    """Write a parquet file whole or not at all; equal tables give equal bytes.
-
-    Raises:
-        EnvironmentFault: the destination cannot be written.
-    """
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", compression_level=3, row_group_size=1 << 16)
-    with replace_file(path, mode=mode) as file:
-        file.write(sink.getvalue())
+def hf_tar_path(shard_path: str, digest: str) -> str:
+    """Path of the tar that holds HF version `digest` of the shard at `shard_path`."""
+    return f"{shard_path.removesuffix('.tar')}.hf-{digest}.tar"

@@ -1,4 +1,4 @@
-"""The private side of a build: salt, plans, which key is which file; and the locks of both sides.
+"""The private side of a build: salt, plans, which key is which file.
 
 Nothing of this folder is in the dataset. Whoever holds it can tell the keys apart; without it, a source can
 not be built into the same dataset again.
@@ -6,21 +6,78 @@ not be built into the same dataset again.
 
 from __future__ import annotations
 
-import fcntl
+import hmac
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from shards.atomic import replace_file, writing_to
-from shards.plan import Salt
-from shards.support.errors import ConfigError, EnvironmentFault
+from shards.store import Store
+from shards.support.errors import ConfigError, DataError
 
 
-def default_state(root: Path) -> Path:
-    """The state folder beside a destination."""
-    absolute = Path(os.path.abspath(root))
+@dataclass(frozen=True)
+class Salt:
+    """Keys the names that enter the dataset, so that they do not give away file names or patients."""
+
+    value: bytes
+
+    def digest(self, purpose: str, *parts: bytes) -> str:
+        """64 hex digits; each purpose is a space of its own."""
+        framed = b"".join(len(part).to_bytes(8, "big") + part for part in (purpose.encode(), *parts))
+        return hmac.digest(self.value, framed, "sha256").hex()
+
+    def key(self, modality: str, source: str, name: bytes, unit: int, revision: int = 0) -> str:
+        """The key of a unit: 24 hex digits; a collision among 1e8 samples has odds of 1e-13.
+
+        Args:
+            modality: of the unit.
+            source: likewise.
+            name: of its object within the source.
+            unit: its number in the object.
+            revision: how many other objects had that name before.
+        """
+        which = (str(revision).encode(),) if revision else ()
+        return self.digest("key", modality.encode(), source.encode(), name, str(unit).encode(), *which)[:24]
+
+    def volume(self, modality: str, source: str, name: bytes, revision: int = 0) -> str:
+        """What the units of an object have in common, 24 hex digits."""
+        which = (str(revision).encode(),) if revision else ()
+        return self.digest("volume", modality.encode(), source.encode(), name, *which)[:24]
+
+    def series(self, modality: str, source: str, series: str) -> str:
+        """What the objects of a series have in common, 24 hex digits."""
+        return self.digest("series", modality.encode(), source.encode(), series.encode())[:24]
+
+    def patient(self, patient: str) -> str:
+        """A patient, 16 hex digits."""
+        return self.digest("patient", patient.encode())[:16]
+
+    @property
+    def owner(self) -> str:
+        """Names the holder of this salt to other builders (`Store.lock`)."""
+        return self.digest("owner")[:16]
+
+
+def default_state(store: Store) -> Path:
+    """The state folder beside a destination.
+
+    Raises:
+        ConfigError: the destination is remote, so that a place must be chosen.
+    """
+    folder = store.local_path("")
+    if folder is None:
+        raise ConfigError(
+            "a build into S3 needs a state folder on this machine",
+            where=store.uri,
+            fix="name one (--state FOLDER) and keep it: without it the source cannot be extended",
+        )
+    absolute = Path(os.path.abspath(folder))
     return absolute.with_name(f"{absolute.name}.state")
 
 
@@ -49,31 +106,35 @@ def open_state(state: Path, salt: str | None) -> Salt:
     return Salt(known.encode())
 
 
-@contextmanager
-def lock(folder: Path, *, name: str = ".build.lock", mode: int = 0o777) -> Iterator[None]:
-    """Hold a folder against other processes; the lock ends with the process, however it ends.
-
-    Args:
-        folder: what is held; it is made with `mode` if need be.
-        name: of the lock file in it.
-        mode: permissions of a new folder.
+def write_private(path: Path, table: pa.Table) -> None:
+    """Write a table that only its owner may read.
 
     Raises:
-        EnvironmentFault: another process holds it, or the folder cannot be written.
+        EnvironmentFault: the folder cannot be written.
     """
-    path = folder / name
-    with writing_to(folder):
-        folder.mkdir(mode=mode, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    with writing_to(path):
+        for folder in (path.parent.parent, path.parent):  # the mode is that of the last folder only
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with replace_file(path, mode=0o600) as file:
+        pq.write_table(table, file, compression="zstd", row_group_size=1 << 18)
+
+
+def read_private(path: Path, schema: pa.Schema) -> pa.Table:
+    """Read such a table, with its metadata.
+
+    Raises:
+        DataError: it cannot be read, or was written by another version.
+    """
+    fix = "restore the file; where no dataset was built with this state folder, delete the folder"
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise EnvironmentFault(
-                "another process is writing here",
-                where=folder,
-                fix="wait for it, or choose another destination",
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)
+        table = pq.read_table(path, memory_map=True)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError("cannot be read as parquet", where=path, fix=fix) from error
+    if not table.schema.equals(schema):
+        raise DataError("not the columns that this version writes", where=path, fix=fix)
+    return table
+
+
+def table_facts(table: pa.Table) -> dict[str, Any]:
+    """Metadata of a table as text."""
+    return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}

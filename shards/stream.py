@@ -19,9 +19,19 @@ import cv2
 import torch
 from torch.utils.data import DataLoader
 
-from shards.order import EpochPlan, OrderConfig, check_batch_sizes, count_batches, plan_epoch
-from shards.reader import exclusion_rows
-from shards.support.errors import ConfigError, DataError, EnvironmentFault
+from shards.kept import exclusion_rows
+from shards.order import (
+    EpochPlan,
+    OrderConfig,
+    check_batch_sizes,
+    choose_num_streams,
+    count_batches,
+    plan_epoch,
+)
+from shards.reader import shard_files
+from shards.schema import Snapshot
+from shards.store import is_remote
+from shards.support.errors import ConfigError, EnvironmentFault, FrepaError
 from shards.views import MicroBatch, Request, StreamConfig, Views, open_snapshot
 
 __all__ = ["MicroBatch", "SampleStream", "StreamConfig"]
@@ -42,8 +52,9 @@ class SampleStream:
         gradient_accumulation_steps: micro-batches of this rank in a global batch.
 
     Raises:
-        ConfigError: the batch sizes do not divide.
-        DataError: there is no such dataset, or it holds other HF tokens than `config.hf_digest` says.
+        ConfigError: the batch sizes do not divide, or a setting does not suit the dataset.
+        DataError: there is no such dataset, or shards of it lack an HF version that is asked for.
+        EnvironmentFault: the dataset cannot be reached.
     """
 
     def __init__(
@@ -57,7 +68,9 @@ class SampleStream:
         self._order, self._exclusions = order, exclusion_rows(config.root, self.snapshot)
         self._counts = [shard.num_samples for shard in self.snapshot.shards]
         self._modalities = [shard.modality for shard in self.snapshot.shards]
-        self._requests = _Requests(rank, world_size, micro_batch_size)
+        has_room = is_remote(config.root) and _check_cache(config, self.snapshot, order, rank, world_size)
+        num_fetchers = max(1, config.num_workers) if has_room else 0
+        self._requests = _Requests(rank, world_size, micro_batch_size, num_fetchers)
         self._loader = _create_loader(Views(config, self.snapshot, self._exclusions), self._requests)
 
     def num_batches(self, epoch: int) -> int:
@@ -79,7 +92,7 @@ class SampleStream:
         Raises:
             ConfigError: the epoch has no such batch.
             DataError: a sample is damaged (`bad_samples: fail`), or too many are (`skip`).
-            EnvironmentFault: a worker process died.
+            EnvironmentFault: the dataset cannot be reached any more, or a worker process died.
         """
         plan = plan_epoch(self._counts, self._exclusions, self._order, epoch, modalities=self._modalities)
         if not 0 <= start_batch <= plan.num_batches:
@@ -92,7 +105,7 @@ class SampleStream:
         return self._collect(iter(self._loader), plan.num_batches - start_batch, self._requests.generation)
 
     def _collect(
-        self, micro_batches: Iterator[MicroBatch | DataError], num_batches: int, generation: int
+        self, micro_batches: Iterator[MicroBatch | FrepaError], num_batches: int, generation: int
     ) -> Iterator[list[MicroBatch]]:
         for _ in range(num_batches):
             # workers are kept between epochs, so their results would come to the wrong iterator
@@ -106,10 +119,18 @@ class SampleStream:
 
 
 class _Requests:
-    """The order as a sampler: the requests of one rank, from where `restart` says."""
+    """The order as a sampler: the requests of one rank, from where `restart` says.
 
-    def __init__(self, rank: int, world_size: int, micro_batch_size: int) -> None:
+    Args:
+        rank: whose.
+        world_size: number of ranks.
+        micro_batch_size: samples of a request.
+        num_fetchers: where shards are fetched ahead, among how many processes they are dealt out; else 0.
+    """
+
+    def __init__(self, rank: int, world_size: int, micro_batch_size: int, num_fetchers: int) -> None:
         self._rank, self._world_size, self._micro_batch_size = rank, world_size, micro_batch_size
+        self._num_fetchers = num_fetchers
         self._plan: EpochPlan | None = None
         self._start_batch = self.generation = 0
 
@@ -120,13 +141,48 @@ class _Requests:
     def __iter__(self) -> Iterator[Request]:
         assert self._plan is not None
         size = self._micro_batch_size
+        num, upcoming = 0, list[int]()
         for k in range(self._start_batch, self._plan.num_batches):
             slots = self._plan.rank_batch(k, self._rank, self._world_size)
+            if self._num_fetchers:
+                ahead = self._plan.blocks_ahead(k, self._rank, self._world_size)
+                upcoming = [shard for block in ahead.values() for shard in block]
             for begin in range(0, len(slots.slot), size):
-                yield Request(self._plan.epoch, slots.part(begin, begin + size))
+                # DataLoader gives requests to its workers in turn, so that each hears of shards of its own
+                mine = upcoming[num % self._num_fetchers :: self._num_fetchers] if upcoming else []
+                num += 1
+                yield Request(self._plan.epoch, slots.part(begin, begin + size), mine)
 
 
-def _create_loader(views: Views, requests: _Requests) -> DataLoader[MicroBatch | DataError]:
+def _check_cache(
+    config: StreamConfig, snapshot: Snapshot, order: OrderConfig, rank: int, world_size: int
+) -> bool:
+    """Say whether the cache has room for the next blocks beside the current ones.
+
+    Raises:
+        ConfigError: it has none for the current ones: each shard would be fetched again and again.
+    """
+    if config.remote != "cache":
+        return False
+    streams = order.num_streams or choose_num_streams(order.global_batch_size)
+    touched = -(-(rank + 1) * streams // world_size) - rank * streams // world_size
+    sizes = [
+        sum(file.num_bytes for file in set(shard_files(shard, config.hf_digests or {})))
+        for shard in snapshot.shards
+    ]
+    needed = min(touched * order.block_shards * max(sizes), sum(sizes))
+    if needed > config.cache_bytes:
+        raise ConfigError(
+            f"this rank reads {touched} streams with {order.block_shards} shards of up to {max(sizes)} bytes "
+            f"side by side; a cache of {config.cache_bytes} bytes would fetch each again and again",
+            where="cache_bytes",
+            allowed=f"at least {needed} for each rank of a machine",
+            fix="take a larger cache, fewer num_streams, or remote: range",
+        )
+    return 2 * needed <= config.cache_bytes
+
+
+def _create_loader(views: Views, requests: _Requests) -> DataLoader[MicroBatch | FrepaError]:
     num_workers = views.config.num_workers
     return DataLoader(
         views,
@@ -172,7 +228,7 @@ def _die_with_trainer() -> None:
     os._exit(1)
 
 
-def _receive(micro_batches: Iterator[MicroBatch | DataError], num_workers: int) -> MicroBatch:
+def _receive(micro_batches: Iterator[MicroBatch | FrepaError], num_workers: int) -> MicroBatch:
     try:
         item = next(micro_batches)
     except (RuntimeError, OSError, EOFError) as error:
@@ -183,7 +239,7 @@ def _receive(micro_batches: Iterator[MicroBatch | DataError], num_workers: int) 
             f"a loader process died ({str(error).splitlines()[0] if str(error) else type(error).__name__})",
             fix="see that memory and /dev/shm are large enough, or take fewer data.num_workers, then resume",
         ) from error
-    if isinstance(item, DataError):
+    if isinstance(item, FrepaError):
         try:
             raise item
         finally:

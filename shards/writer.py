@@ -1,62 +1,58 @@
-"""One shard: from units to a tar and its index. Runs in a worker process; idempotent, same bytes."""
+"""One shard: from planned objects to a tar and its index. Runs in a worker; idempotent, same bytes."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-import os
-import tarfile
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
 
 import google_crc32c
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 
-from shards.atomic import replace_file
-from shards.canonical import dhash64, encode_png, pixel_hash, resize_to_canonical, strip_jpeg
-from shards.formats import Unreadable, check_pixels, decode_page, sniff
-from shards.hf_tokens import HFParams, hf_map, hf_response, hf_scores, rank_tokens
-from shards.plan import Unit
-from shards.schema import INDEX_SCHEMA, MEMBERS, ShardInfo, canonical_json, index_path, write_table
+from shards.blobs import Blob
+from shards.dataset import encode_table, file_crc32c
+from shards.formats.common import RULES, Decoded, Opened, Unreadable
+from shards.objects import PlannedObject, open_planned, read_ahead, reading_object
+from shards.samples import SampleSpec, make_sample
+from shards.schema import INDEX_SCHEMA, ShardInfo, canonical_json, index_path
+from shards.series import VolumeWindows
+from shards.store import MissingFile, Store
 from shards.support.errors import DataError, EnvironmentFault
-
-_TAR_BLOCK = 512
-_ZSTD_LEVEL = 3
-_MAX_PATCHES = 1 << 16
-
-
-@dataclass(frozen=True)
-class SampleSpec:
-    """How a unit becomes a sample; lengths in pixels."""
-
-    modality: str
-    source: str
-    size: int
-    patch_size: int
-    map_cell: int
-    hf: HFParams
-    max_pixels: int
-    min_side: int
-    min_std: float
-    keep_names: bool
+from shards.tar import append_members, finish_tar
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """All a worker needs to write one shard."""
+    """All a worker needs to write one shard.
 
-    root: Path
+    Attributes:
+        store: the destination.
+        path: of the tar.
+        spec: how units become samples.
+        plan_digest: of the part of the plan that the shard belongs to.
+        objects: with the units to be written, in order.
+        series: all objects of each volume that has several and lies in the shard.
+        roots: local folders that the sources lie in.
+        expected: what a dataset says the shard is: another one must not take its place.
+    """
+
+    store: Store
     path: str
     spec: SampleSpec
     plan_digest: str
-    units: Sequence[Unit]
+    objects: Sequence[PlannedObject]
+    series: Mapping[str, Sequence[PlannedObject]] = field(default_factory=dict)
+    roots: Sequence[str] = ()
+    expected: ShardInfo | None = None
+
+    @property
+    def num_units(self) -> int:
+        """Units to be written."""
+        return sum(len(item.units) for item in self.objects)
 
 
 @dataclass(frozen=True)
@@ -68,6 +64,11 @@ class BadUnit:
     unit: int
     reason: str
 
+    @property
+    def status(self) -> str:
+        """Whether something is wrong with it, or a rule excludes it."""
+        return "excluded" if self.reason in RULES else "quarantined"
+
 
 @dataclass(frozen=True)
 class ShardResult:
@@ -77,161 +78,143 @@ class ShardResult:
     bad: Sequence[BadUnit]
 
 
-def write_shard(task: ShardTask) -> ShardResult:
+@dataclass(frozen=True)
+class WrittenShard:
+    """A shard that was just written."""
+
+    path: str
+    num_units: int
+    result: ShardResult
+
+
+def write_shard(task: ShardTask) -> WrittenShard:
     """Write tar, then index: the index commits both.
 
     Raises:
-        DataError: an object is not what it was when the plan was made.
-        EnvironmentFault: the destination cannot be written.
+        DataError: the shard is in a dataset, and its objects are not what they were.
+        EnvironmentFault: the destination cannot be written, or a source cannot be reached.
     """
     rows: list[dict[str, Any]] = []
     bad: list[BadUnit] = []
-    objects = _ObjectReader()
-    tar_path = task.root / task.path
-    with warnings.catch_warnings(), replace_file(tar_path) as file:
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd files; what matters becomes a reason
-        for unit in task.units:
-            data = objects.read(unit)
-            try:
-                members, facts = make_sample(data, unit, task.spec)
-            except Unreadable as error:
-                bad.append(BadUnit(unit.key, unit.object, unit.unit, error.reason))
+    store = task.store
+    with warnings.catch_warnings(), store.writing(task.path) as file:
+        warnings.simplefilter("ignore")  # decoders' remarks on odd files; what matters becomes a reason
+        for item, unit, key, made in _make_samples(task):
+            if isinstance(made, Unreadable):
+                bad.append(BadUnit(key, item.number, unit, made.reason))
             else:
-                rows.append(facts | _append_members(file, unit.key, members))
-        file.write(bytes(2 * _TAR_BLOCK))
-        num_bytes = file.tell()
+                members, row = made
+                rows.append({"key": key, **row, **append_members(file, key, members)})
+        num_bytes = finish_tar(file)
+        file.flush()
+        crc32c = file_crc32c(file)
+        index = _encode_index(task, rows, bad, num_bytes, crc32c)
+        _check_expected(task, crc32c, index)
+    store.write(index_path(task.path), index)
+    result = read_committed(store, task.path, task.plan_digest, task.num_units)
+    if result is None:
+        raise EnvironmentFault(
+            "the shard changed while it was written", where=store.where(task.path), fix="build again"
+        )
+    return WrittenShard(task.path, task.num_units, result)
+
+
+def _encode_index(
+    task: ShardTask, rows: list[dict[str, Any]], bad: Sequence[BadUnit], num_bytes: int, crc32c: int
+) -> bytes:
     facts = {
         "plan": task.plan_digest,
         "num_bytes": num_bytes,
+        "crc32c": crc32c,
         "bad": [[item.key, item.object, item.unit, item.reason] for item in bad],
     }
     table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
-    write_table(
-        index_path(task.root, task.path), table.replace_schema_metadata({b"frepa": canonical_json(facts)})
-    )
-    result = read_committed(task)
-    if result is None:
-        raise EnvironmentFault("the shard changed while it was written", where=tar_path, fix="build again")
-    return result
+    return encode_table(table.replace_schema_metadata({b"frepa": canonical_json(facts)}))
 
 
-def read_committed(task: ShardTask) -> ShardResult | None:
-    """What an earlier build committed for this task; None when it did not, or by another plan."""
-    path = index_path(task.root, task.path)
+def _check_expected(task: ShardTask, crc32c: int, index: bytes) -> None:
+    expected = task.expected
+    if expected is not None and (expected.crc32c, expected.index_crc32c) != (
+        crc32c,
+        google_crc32c.value(index),
+    ):
+        raise DataError(
+            "the shard is damaged and cannot be built again: its objects are not what they were",
+            where=task.store.where(task.path),
+            fix="restore the file from a copy, or the objects; or build into another destination",
+        )
+
+
+def read_committed(
+    store: Store, path: str, plan_digest: str, num_units: int, num_bytes: int | None = None
+) -> ShardResult | None:
+    """What was committed of a shard; None when nothing was, or by another plan.
+
+    Args:
+        store: the destination.
+        path: of the tar.
+        plan_digest: of the part of the plan that the shard belongs to.
+        num_units: planned for it.
+        num_bytes: of the tar, where that is known already.
+    """
     try:
-        data = path.read_bytes()
-        num_bytes = (task.root / task.path).stat().st_size
+        data = store.read(index_path(path))
         table = pq.read_table(pa.BufferReader(data), columns=["key"])
-    except (OSError, pa.ArrowException):
+    except (MissingFile, pa.ArrowException):
         return None
     facts = json.loads((table.schema.metadata or {}).get(b"frepa", b"{}"))
-    if facts.get("plan") != task.plan_digest or facts.get("num_bytes") != num_bytes:
+    num_bytes = store.num_bytes(path) if num_bytes is None else num_bytes
+    if facts.get("plan") != plan_digest or facts.get("num_bytes") != num_bytes:
         return None
     bad = [BadUnit(*item) for item in facts["bad"]]
-    assert table.num_rows + len(bad) == len(task.units), "a committed shard accounts for each of its units"
+    assert table.num_rows + len(bad) == num_units, "a committed shard accounts for each of its units"
     if table.num_rows == 0:
         return ShardResult(None, bad)
     info = ShardInfo(
-        path=task.path,
-        modality=task.spec.modality,
-        source=task.spec.source,
+        path=path,
+        modality=path.split("/")[0],
+        source=path.split("/")[1].rsplit("-", 1)[0],
         num_samples=table.num_rows,
-        num_bytes=num_bytes,
+        num_bytes=facts["num_bytes"],
+        crc32c=facts["crc32c"],
         index_crc32c=google_crc32c.value(data),
     )
     return ShardResult(info, bad)
 
 
-class _ObjectReader:
-    """Reads the objects of units; the last one is kept, since its pages follow each other."""
-
-    def __init__(self) -> None:
-        self._object, self._data = -1, b""
-
-    def read(self, unit: Unit) -> bytes:
-        if unit.object != self._object:
-            path = os.fsdecode(unit.path)
-            fix = "leave the source alone while it is built, then run the same command again"
-            try:
-                data = Path(path).read_bytes()
-            except OSError as error:
-                raise DataError(
-                    f"could be read for the plan, now not: {error.strerror}", where=path, fix=fix
-                ) from error
-            if hashlib.sha256(data).digest() != unit.sha256:
-                raise DataError("changed since the plan was made", where=path, fix=fix)
-            self._object, self._data = unit.object, data
-        return self._data
+Made = tuple[Any, dict[str, Any]] | Unreadable
 
 
-def make_sample(data: bytes, unit: Unit, spec: SampleSpec) -> tuple[list[tuple[str, bytes]], dict[str, Any]]:
-    """Turn an object's bytes into the members (extension, bytes) and the index row of one sample.
-
-    Raises:
-        Unreadable: it cannot become a sample, with the reason.
-    """
-    decoded = decode_page(data, max_pixels=spec.max_pixels, page=unit.unit)
-    check_pixels(decoded.pixels, min_side=spec.min_side, min_std=spec.min_std)
-    pixels = resize_to_canonical(decoded.pixels, spec.size)
-    height, width = pixels.shape[:2]
-    if (height // spec.patch_size) * (width // spec.patch_size) > _MAX_PATCHES:
-        raise Unreadable("too_many_patches", f"{width} x {height} at patch size {spec.patch_size}")
-    is_untouched = decoded.is_verbatim and pixels is decoded.pixels
-    jpeg = strip_jpeg(data) if is_untouched and sniff(data) == "jpeg" else None
-    extension, image = ("png", encode_png(pixels)) if jpeg is None else ("jpg", jpeg)
-
-    response = hf_response(pixels, spec.hf)
-    tokens = rank_tokens(hf_scores(response, spec.patch_size), 1.0)
-    compressed_map = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(
-        _npy_bytes(hf_map(response, spec.map_cell))
-    )
-    facts: dict[str, Any] = {
-        "height": height,
-        "width": width,
-        "channels": 1 if pixels.ndim == 2 else pixels.shape[2],
-        "source_height": decoded.pixels.shape[0],
-        "source_width": decoded.pixels.shape[1],
-        "object": unit.object,
-        "unit": unit.unit,
-        "patient": unit.patient,
-        "volume": unit.volume,
-        "slice": None if unit.volume is None else unit.unit,
-    }
-    about = {"modality": spec.modality, "source": spec.source, "labels": json.loads(unit.labels), **facts}
-    if spec.keep_names:
-        about["name"] = os.fsdecode(unit.name).encode(errors="replace").decode()
-    members = [
-        (extension, image),
-        ("hf.npy", _npy_bytes(tokens)),
-        ("hfmap.npy.zst", compressed_map),
-        ("json", canonical_json(about)),
-    ]
-    facts |= {
-        "key": unit.key,
-        "image_ext": extension,
-        "pixel_hash": pixel_hash(pixels),
-        "dhash64": dhash64(pixels),
-        "labels": unit.labels,
-    }
-    return members, facts
+def _make_samples(task: ShardTask) -> Iterator[tuple[PlannedObject, int, str, Made]]:
+    """Every unit of a shard with its sample, or the reason why it is none; one object is open at a time."""
+    spec = task.spec
+    windows = VolumeWindows(task.series, spec.intensity, spec.read, task.roots)
+    for item, fetched in read_ahead(task.objects, windows.will_hold):
+        windows.prepare(item)
+        with ExitStack() as stack:
+            blob: Blob | None = None
+            opened: Opened | None = None
+            fault: Unreadable | None = None
+            if not windows.holds(item):
+                try:
+                    blob, opened = stack.enter_context(open_planned(item, spec.read, task.roots, fetched))
+                except Unreadable as error:
+                    fault = error
+            for unit, key in item.units:
+                if fault is not None:
+                    yield item, unit, key, fault
+                    continue
+                try:
+                    decoded = windows.take(item, unit) or _decode(item, unit, opened, task)
+                    window = windows.window(item, opened, decoded)
+                    with reading_object(item.uri, task.roots):  # a JPEG file is read once more, as it is
+                        made: Made = make_sample(decoded, window, blob, item, unit, spec)
+                except Unreadable as error:
+                    made = error
+                yield item, unit, key, made
 
 
-def _npy_bytes(array: np.ndarray[Any, Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _append_members(file: BinaryIO, key: str, members: Sequence[tuple[str, bytes]]) -> dict[str, int]:
-    """Append the members of a sample to a tar; return offset, size and crc32c of each."""
-    columns: dict[str, int] = {}
-    for name, (extension, data) in zip(MEMBERS, members, strict=True):
-        header = tarfile.TarInfo(f"{key}.{extension}")  # owner 0, time 0, mode 0644: no trace of the machine
-        header.size = len(data)
-        file.write(header.tobuf(tarfile.USTAR_FORMAT))
-        columns[f"{name}_offset"] = file.tell()
-        columns[f"{name}_size"] = len(data)
-        columns[f"{name}_crc32c"] = google_crc32c.value(data)
-        file.write(data)
-        file.write(bytes(-len(data) % _TAR_BLOCK))
-    return columns
+def _decode(item: PlannedObject, unit: int, opened: Opened | None, task: ShardTask) -> Decoded:
+    assert opened is not None
+    with reading_object(item.uri, task.roots):
+        return opened.decode(unit)

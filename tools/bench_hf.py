@@ -21,13 +21,15 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from shards import hf_tokens
+from shards.modalities import find_modality
 
 Image = npt.NDArray[np.uint8]
 PATCH, KEEP = 16, 0.25
+PARAMS = find_modality("fundus").hf
 
 
 def naive_tokens(image: Image) -> npt.NDArray[np.int64]:
-    """The score's eight steps, step by step, in float64, with a fixed threshold for the field of view."""
+    """The score's steps, one by one, in float64, with a fixed threshold for the field of view."""
     green = image[:, :, 1].astype(np.float64)
     height, width = green.shape
     labels, num = ndimage.label(green > 0.04 * green.max())
@@ -35,10 +37,12 @@ def naive_tokens(image: Image) -> npt.NDArray[np.int64]:
     view = ndimage.binary_fill_holes(labels == 1 + int(np.argmax(sizes)))
     view = ndimage.binary_erosion(view, iterations=round(0.02 * width))
     soft = ndimage.gaussian_filter(view.astype(np.float64), 0.015 * width)
-    filled = soft * green + (1 - soft) * green[view].mean()
+    level = np.log(green + 0.2 * green[view].mean())
+    filled = soft * level + (1 - soft) * level[view].mean()
     detail = filled - ndimage.gaussian_filter(filled, 0.04 * width)
     radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None, :])
-    gain = 1 / (1 + (13.4 / width / np.maximum(radius, 1e-12)) ** 4)
+    gain = 1 / (1 + (24 / width / np.maximum(radius, 1e-12)) ** 4)
+    gain /= 1 + (radius * width / 85) ** 4
     response = np.abs(np.fft.ifft2(np.fft.fft2(detail) * gain).real) * (soft >= 0.5)
     rows, columns = height // PATCH, width // PATCH
     patches = response[: rows * PATCH, : columns * PATCH].reshape(rows, PATCH, columns, PATCH)
@@ -48,12 +52,13 @@ def naive_tokens(image: Image) -> npt.NDArray[np.int64]:
 
 def reference_tokens(image: Image) -> npt.NDArray[np.uint16]:
     """Tokens of the float64 definition."""
-    return hf_tokens.rank_tokens(hf_tokens.hf_scores(hf_tokens.hf_response_reference(image), PATCH), KEEP)
+    response = hf_tokens.hf_response_reference(image, PARAMS)
+    return hf_tokens.rank_tokens(hf_tokens.hf_scores(response, PATCH), KEEP)
 
 
 def fast_tokens(image: Image) -> npt.NDArray[np.uint16]:
     """Tokens of the fast path."""
-    return hf_tokens.hf_token_indices(image, PATCH, KEEP)
+    return hf_tokens.hf_token_indices(image, PATCH, KEEP, PARAMS)
 
 
 def synthetic_fundus(size: int, rng: np.random.Generator) -> Image:

@@ -81,7 +81,7 @@ def main() -> None:
         images, notes = build_default(out / "images", shards)
     else:
         images, notes = build_own(arguments.data, shards, arguments.modality)
-    run("shards", "inspect", str(shards), "--out", str(out / "hf-tokens.png"))
+    run("shards", "stats", str(shards), "--out", str(out / "dataset.html"))
 
     settings = [f"data.root={shards}", f"output={trained}"]
     if arguments.steps:
@@ -103,7 +103,7 @@ def main() -> None:
         f"""
 Done in {time.monotonic() - start:.0f} s. Look at:
   {out / "report.html"}      curves, reconstructions, spectra, HF tokens, CKA, probe
-  {out / "hf-tokens.png"}    the images with their HF tokens marked
+  {out / "dataset.html"}     what the dataset holds, images with their HF tokens marked
   {encoder}/           the encoder: timm.create_model("local-dir:{encoder}", pretrained=True)
 Next, with your own images (a folder of PNG, JPEG or TIFF; subfolders as classes give a probe):
   make demo DATA=path/to/images

@@ -191,7 +191,7 @@ class CkaResult(Settings):
 
 def run_cka(
     encoder: str,
-    images: Path,
+    images: Path | str,
     *,
     num: int = 512,
     seed: int = 0,

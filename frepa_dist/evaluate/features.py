@@ -32,7 +32,7 @@ from frepa_dist.models.vit_mae import (
     load_mae_checkpoint,
 )
 from frepa_dist.runs import CONFIG, load_student
-from shards.formats import Pixels
+from shards.formats.common import Pixels
 from shards.support.errors import ConfigError, DataError, EnvironmentFault
 from shards.support.progress import Progress
 

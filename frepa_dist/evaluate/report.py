@@ -171,7 +171,8 @@ def choose_views(config: RunConfig) -> list[tuple[str, View]]:
     """
     model = config.method.model
     grid = Grid(model.image_size, model.patch_size)
-    found = list_views(config.data.root, grid, num=NUM_PICTURES, snapshot=config.data.snapshot)
+    data = config.data
+    found = list_views(data.root, grid, num=NUM_PICTURES, snapshot=data.snapshot, hf_digests=data.hf_digests)
     share = max(1, NUM_PICTURES // len(found))
     return [(modality, load()) for modality, loaders in found.items() for load in loaders[:share]]
 

@@ -8,7 +8,7 @@ Shapes: S side of a view in pixels, N patches of a view, row-major.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,13 +20,18 @@ from torch import Tensor
 
 from shards.canonical import resize_to_canonical
 from shards.crops import apply_crop, center_crop
+from shards.dataset import has_dataset
 from shards.draws import sample_rng
-from shards.formats import SUFFIXES, Pixels, decode_image
+from shards.formats.common import Pixels
+from shards.formats.pictures import SUFFIXES, decode_image
 from shards.hf_tokens import HFParams, hf_map, hf_response
+from shards.kept import KeptSamples, exclusion_rows
 from shards.modalities import find_modality
-from shards.reader import KeptSamples, Sample, ShardReader, exclusion_rows
+from shards.reader import Sample, ShardReader
+from shards.store import is_remote
 from shards.support.errors import ConfigError, DataError
-from shards.views import StreamConfig, cut_view, open_snapshot
+from shards.views import StreamConfig, cut_view, open_snapshot, three_planes
+from shards.windows import to_bytes
 
 CANONICAL_SIZE = 512  # the short side at which the HF response of a file is computed
 CELLS_PER_PATCH = 4  # of its response map
@@ -36,7 +41,7 @@ class View(NamedTuple):
     """A view and the order of its patches.
 
     Attributes:
-        image: (3, S, S) uint8; grey images repeated.
+        image: (3, S, S) uint8; grey images repeated, CT in the reference window.
         hf_order: (N,) int64, all patches, strongest high-frequency response first.
     """
 
@@ -67,7 +72,7 @@ def read_pixels(path: Path, size: int) -> Pixels:
     """
     image = _decode(path)
     pixels = apply_crop(image, center_crop(*image.shape[:2]), size)
-    return _three_planes(pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+    return three_planes(pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 
 def _decode(path: Path) -> Pixels:
@@ -98,22 +103,24 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def list_views(
-    images: Path,
+    images: Path | str,
     grid: Grid,
     *,
     num: int,
     seed: int = 0,
     snapshot: str | None = None,
+    hf_digests: Mapping[str, str] | None = None,
     modality: str | None = None,
 ) -> dict[str, list[ViewLoader]]:
     """Choose images at random and name the functions that load their views.
 
     Args:
-        images: a dataset of shards, or a folder of image files.
+        images: a dataset of shards (a folder or `s3://bucket/prefix`), or a folder of image files.
         grid: size of the views and of their patches.
         num: most images of a modality.
         seed: which images are chosen, and in which order.
         snapshot: state of the dataset, None for the current one.
+        hf_digests: HF version by modality, as of `StreamConfig`.
         modality: of the image files: it decides what high frequency means. Of a dataset: the only one to use.
 
     Returns:
@@ -123,9 +130,10 @@ def list_views(
         ConfigError: the modality is unknown, or missing for image files.
         DataError: there are no images, or the dataset cannot be read.
     """
-    if (images / "dataset.json").is_file():
-        return _dataset_loaders(images, _stream_config(images, grid, snapshot), modality, num, seed)
-    paths = list_images(images)
+    if is_remote(images) or has_dataset(images):
+        config = _stream_config(images, grid, snapshot, hf_digests)
+        return _dataset_loaders(config, modality, num, seed)
+    paths = list_images(Path(images))
     if modality is None:
         raise ConfigError(
             "which patches are high-frequency depends on the modality, and files do not say it",
@@ -144,14 +152,15 @@ def _choose(available: int, num: int, seed: int, modality: str) -> list[int]:
 
 
 def _dataset_loaders(
-    root: Path, config: StreamConfig, modality: str | None, num: int, seed: int
+    config: StreamConfig, modality: str | None, num: int, seed: int
 ) -> dict[str, list[ViewLoader]]:
     snapshot = open_snapshot(config)
     if modality is not None and modality not in snapshot.modalities:
         raise ConfigError(
-            f"the dataset holds no '{modality}'", where=root, allowed=", ".join(snapshot.modalities)
+            f"the dataset holds no '{modality}'", where=config.root, allowed=", ".join(snapshot.modalities)
         )
-    reader, excluded = ShardReader(root, snapshot), exclusion_rows(root, snapshot)
+    reader = ShardReader(config.root, snapshot, config.hf_digests, config.remote_config)
+    excluded = exclusion_rows(config.root, snapshot)
     loaders: dict[str, list[ViewLoader]] = {}
     for name in snapshot.modalities if modality is None else [modality]:
         kept = KeptSamples(snapshot, excluded, name)
@@ -162,11 +171,18 @@ def _dataset_loaders(
     return loaders
 
 
-def _stream_config(root: Path, grid: Grid, snapshot: str | None = None) -> StreamConfig:
-    """Views without augmentation that rank all their patches."""
+def _stream_config(
+    root: Path | str,
+    grid: Grid,
+    snapshot: str | None = None,
+    hf_digests: Mapping[str, str] | None = None,
+) -> StreamConfig:
+    """Views without augmentation that rank all their patches; a few out of many shards, so by ranges."""
     return StreamConfig(
-        root=root,
+        root=str(root),
         snapshot=snapshot,
+        hf_digests=dict(hf_digests or {}),
+        remote="range",
         image_size=grid.image_size,
         patch_size=grid.patch_size,
         hf_keep=1.0,
@@ -187,9 +203,4 @@ def _view_of_file(path: Path, params: HFParams, grid: Grid) -> View:
 
 def _center_view(sample: Sample, config: StreamConfig) -> View:
     pixels, order = cut_view(sample, center_crop(*sample.image.shape[:2]), config)
-    return View(_three_planes(pixels), order.astype(np.int64))
-
-
-def _three_planes(pixels: Pixels) -> Pixels:
-    """(S, S) or (3, S, S) -> (3, S, S)."""
-    return np.ascontiguousarray(np.broadcast_to(pixels, (3, *pixels.shape[-2:])))
+    return View(three_planes(to_bytes(pixels)), order.astype(np.int64))

@@ -21,6 +21,7 @@ from frepa_dist.models.vit_mae import (
     load_mae_checkpoint,
 )
 from shards.support.settings import Settings
+from shards.windows import to_unit_range
 
 logger = logging.getLogger(__name__)
 
@@ -106,11 +107,12 @@ def create_student(config: ReconstructionConfig) -> MaskedAutoencoderViT:
     return model
 
 
-def normalize_images(images: Tensor, config: ModelConfig) -> Tensor:
-    """Scale images uint8 (B, 3, S, S) to float32 of the mean and spread that the model was made for."""
+def normalize_images(batch: Batch, config: ModelConfig) -> Tensor:
+    """Scale the images of a micro-batch to float32 (B, 3, S, S) of the mean and spread of the model."""
     # channel by channel: constants travel as kernel arguments, and no copy waits for the device
+    images = to_unit_range(batch["image"], batch["window"])
     channels = zip(images.unbind(1), config.mean, config.std, strict=True)
-    return torch.stack([(channel.float() / 255 - mean) / std for channel, mean, std in channels], dim=1)
+    return torch.stack([(channel - mean) / std for channel, mean, std in channels], dim=1)
 
 
 def reconstruct(student: nn.Module, images: Tensor, batch: Batch, config: ReconstructionConfig) -> MaeOutput:
@@ -144,6 +146,6 @@ class Mae(Method):
         comm: Comm,
     ) -> Losses:
         """See `Method`."""
-        images = normalize_images(batch["image"], self.config.model)
+        images = normalize_images(batch, self.config.model)
         output = reconstruct(nets["student"], images, batch, self.config)
         return Losses(terms={"rec": output.loss}, weights={"rec": 1.0})

@@ -37,6 +37,7 @@ from frepa_dist.mutual_information import (
 )
 from shards.support.errors import ConfigError
 from shards.support.settings import Settings
+from shards.windows import to_unit_range
 
 
 class MineConfig(Settings):
@@ -238,12 +239,13 @@ class RetMae(Method):
         """See `Method`: `teacher` (B, D) of the HF tokens, `auxiliary` (B, D') of the whole view."""
         weights, targets = self._weights(info), {}
         if weights.get("hmi"):
-            images = normalize_images(batch["image"], self.config.model)
+            images = normalize_images(batch, self.config.model)
             targets["teacher"] = pool_tokens(nets["teacher"](images, batch["hf_indices"]))
         if weights.get("aux"):
             dtype, device = self._compute_dtype, batch["image"].device.type
             with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-                targets["auxiliary"] = nets["auxiliary"](batch["image"]).float()
+                images = to_unit_range(batch["image"], batch["window"])
+                targets["auxiliary"] = nets["auxiliary"](images).float()
         return targets
 
     def losses(
@@ -256,7 +258,7 @@ class RetMae(Method):
         comm: Comm,
     ) -> Losses:
         """See `Method`."""
-        images = normalize_images(batch["image"], self.config.model)
+        images = normalize_images(batch, self.config.model)
         output = reconstruct(nets["student"], images, batch, self.config)
         losses = Losses(terms={"rec": output.loss}, weights=self._weights(info))
         z = pool_tokens(output.latent)

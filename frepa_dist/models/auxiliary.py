@@ -39,8 +39,8 @@ class AuxiliaryEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Embed images uint8 (B, 3, S, S) -> (B, D)."""
-        x = images.float() / 255
+        """Embed images (B, 3, S, S) with values in [0, 1] -> (B, D)."""
+        x = images
         if x.shape[-2:] != self.input_size:
             x = functional.interpolate(x, self.input_size, mode="bicubic", antialias=True).clamp(0, 1)
         return self.model((x - self.mean) / self.std)  # type: ignore[no-any-return]

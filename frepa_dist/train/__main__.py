@@ -26,8 +26,8 @@ from frepa_dist.train.engines import World, process_group
 from frepa_dist.train.loop import Trainer
 from frepa_dist.train.records import append_event, describe_environment, write_outcome
 from shards.atomic import replace_text
-from shards.schema import load_snapshot
-from shards.state import lock
+from shards.dataset import load_snapshot
+from shards.store import is_remote, lock_folder
 from shards.support.errors import ConfigError, DataError, FrepaError
 from shards.support.settings import dump_yaml, load_settings
 from shards.support.telemetry import Telemetry
@@ -46,8 +46,11 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 def prepare_run(config: RunConfig, world: World) -> RunConfig:
     """Pin the snapshot and store the resolved config in the run folder; all ranks must call it."""
-    pinned = world.from_main(load_snapshot(config.data.root, config.data.snapshot).hash)
-    data = config.data.model_copy(update={"snapshot": pinned, "root": config.data.root.resolve()})
+    data = config.data
+    pinned = world.from_main(load_snapshot(data.root, data.snapshot).hash)
+    root = data.root if is_remote(data.root) else str(Path(data.root).resolve())
+    cache_dir = data.cache_dir and data.cache_dir.resolve()
+    data = data.model_copy(update={"snapshot": pinned, "root": root, "cache_dir": cache_dir})
     config = config.model_copy(update={"data": data, "output": config.output.resolve()})
     if world.is_main:
         replace_text(config.output / CONFIG, dump_yaml(config.model_dump(mode="json")))
@@ -97,7 +100,7 @@ class Start:
             config = config.model_copy(update={"output": resumed.resolve()})
         dist.barrier()  # everyone has looked before rank 0 writes
         if world.is_main:
-            stack.enter_context(lock(config.output, name=LOCK))
+            stack.enter_context(lock_folder(config.output, name=LOCK))
             (config.output / OUTCOME).unlink(missing_ok=True)
         dist.barrier()
         self.run_dir = config.output

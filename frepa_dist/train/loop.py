@@ -104,9 +104,12 @@ class Trainer:
             progress.update(note=note)
 
     def to_device(self, batch: MicroBatch) -> Batch:
-        """Move a micro-batch to where this rank computes; samples that were skipped go to the event log."""
+        """Move a micro-batch to where this rank computes; samples that were skipped are written down."""
         for skipped in batch["skipped"]:
             append_event(self.run_dir, "sample_skipped", step=self.step, **skipped)
+        if self.config.data.bad_samples == "skip":
+            share = len(batch["skipped"]) / len(batch["key"])
+            self.averages.add({"data/skipped": torch.full((), share, device=self.world.device)})
         return {
             name: value.to(self.world.device, non_blocking=True) if isinstance(value, Tensor) else value
             for name, value in batch.items()

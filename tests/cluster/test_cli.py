@@ -45,7 +45,14 @@ def test_help_imports_nothing_heavy():
         (("export", "{tmp}/none", "{tmp}/out"), 3, ("not a run folder",)),
         (("shards", "build", "{tmp}/none", "{tmp}/d", "--modality", "fundus"), 3, ("none",)),
         (("shards", "build", "{tmp}", "{tmp}/d", "--modality", "cat"), 2, ("cat", "fundus")),
-        (("shards", "inspect", "{tmp}"), 3, ("frepa shards build",)),
+        (("shards", "build", "{tmp}", "{tmp}/d", "--config", "shards/none"), 2, ("shards/none", "shards/ct")),
+        (("shards", "stats", "{tmp}"), 3, ("frepa shards build",)),
+        (("shards", "verify", "{tmp}"), 3, ("frepa shards build",)),
+        (("shards", "merge", "{tmp}", "{tmp}/d"), 3, ("frepa shards build",)),
+        (("shards", "merge", "{tmp}", "{tmp}/d", "--rename", "new"), 2, ("PLACE:MODALITY/OLD=NEW",)),
+        (("shards", "rehf", "{tmp}", "--modality", "cat"), 2, ("cat", "fundus")),
+        (("shards", "rehf", "{tmp}", "--modality", "ct", "--set", "hf.order=0"), 2, ("order",)),
+        (("shards", "tune-hf", "{tmp}", "--modality", "ct", "--out", "{tmp}/t"), 3, ("labels.csv",)),
     ],
 )
 def test_bad_input_is_one_line_and_a_stable_code(tmp_path, arguments, code, words):

@@ -1,13 +1,19 @@
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 from pydantic import ValidationError
 
+import frepa_dist.train.__main__ as train
 from frepa_dist.config import RunConfig, TrainConfig
+from shards.access import RemoteConfig
 from shards.support.errors import ConfigError
-from shards.support.settings import find_config, load_settings
+from shards.support.settings import dump_yaml, find_config, load_settings, parse_yaml
 
 SHIPPED = sorted(
     str(path.relative_to(find_config("demo/retmae").parents[1]))
     for path in find_config("demo/retmae").parents[1].rglob("*.yaml")
+    if path.parent.name != "shards"  # those are of `frepa shards build`
 )
 
 
@@ -20,6 +26,35 @@ def test_the_view_follows_the_model():
     config = load_settings(RunConfig, "demo/retmae", ["method.model.image_size=96"])
     assert config.stream_config().image_size == 96
     assert config.order_config().global_batch_size == config.train.global_batch_size
+
+
+def test_where_and_how_data_are_read_reaches_the_loader():
+    settings = ["root=s3://bucket/a/prefix", "remote=range", "cache_dir=/scratch/cache", "cache_bytes=1000"]
+    settings += ["hf_digests.fundus=0123abcd", "ct_windows.names=[lung, bone]", "bad_samples=skip"]
+    config = load_settings(RunConfig, "demo/retmae", [f"data.{setting}" for setting in settings])
+    again = RunConfig.model_validate(parse_yaml(dump_yaml(config.model_dump(mode="json"))))
+    for stream in (config.stream_config(), again.stream_config()):
+        assert stream.root == "s3://bucket/a/prefix"
+        assert stream.remote_config == RemoteConfig("range", Path("/scratch/cache"), 1000)
+        assert stream.hf_digests == {"fundus": "0123abcd"}
+        assert stream.ct_windows.names == ("lung", "bone")
+        assert stream.bad_samples == "skip"
+
+
+@pytest.mark.parametrize("is_remote", [True, False])
+def test_a_run_stores_where_its_data_are(tmp_path, monkeypatch, is_remote):
+    """Whatever folder it is resumed from."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "load_snapshot", lambda *_: SimpleNamespace(hash="abc"))
+    place = "s3://bucket/prefix" if is_remote else "data/shards"
+    settings = [f"data.root={place}", "data.cache_dir=cache", "output=runs/one"]
+    world = SimpleNamespace(is_main=True, from_main=lambda value: value)
+    Path("runs/one").mkdir(parents=True)
+    train.prepare_run(load_settings(RunConfig, "demo/retmae", settings), world)
+    stored = load_settings(RunConfig, tmp_path / "runs/one/config.yaml")
+    assert stored.data.root == (place if is_remote else str(tmp_path / place))
+    assert stored.data.cache_dir == tmp_path / "cache"
+    assert stored.data.snapshot == "abc"
 
 
 def test_an_unknown_key_is_named():

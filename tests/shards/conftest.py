@@ -4,87 +4,119 @@ from __future__ import annotations
 
 import io
 import json
-import tarfile
 from pathlib import Path
 
 import cv2
 import google_crc32c
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from shards.dataset import encode_table, file_crc32c, load_snapshot, write_snapshot, write_table
 from shards.hf_tokens import HFParams, hf_map, hf_response, hf_token_indices
 from shards.schema import (
-    DUPLICATES_SCHEMA,
+    HF_INDEX_SCHEMA,
     INDEX_SCHEMA,
+    TABLES,
     Counts,
+    HFTar,
     ShardInfo,
     Snapshot,
+    hf_tar_path,
     index_path,
-    write_snapshot,
-    write_table,
 )
+from shards.store import LocalStore
+from shards.tar import append_members, finish_tar
 
 HF = HFParams(fov="none")
 
 
-def draw_image(number: int) -> np.ndarray:
-    """An image with detail, of its own size: every fifth grey, the others in color."""
+def draw_image(number: int, modality: str = "fundus") -> np.ndarray:
+    """An image with detail, of its own size: every fifth grey, the others in color; of CT, int16."""
     rng = np.random.default_rng(number)
     height, width = 48 + 8 * (number % 4), 48 + 8 * (number % 3)
+    if modality == "ct":
+        return rng.integers(-1024, 3072, (height, width), dtype=np.int16)
     image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     return image[:, :, 0].copy() if number % 5 == 0 else image
 
 
-def encode_members(number: int, image: np.ndarray) -> dict[str, bytes]:
-    grey = image.ndim == 2
-    ext = ".jpg" if number % 2 else ".png"
-    ok, pixels = cv2.imencode(ext, image if grey else image[:, :, ::-1])
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def encode_image(number: int, image: np.ndarray) -> tuple[str, bytes]:
+    if image.dtype == np.int16:
+        return "npy.zst", zstandard.compress(npy(image))
+    ext = "jpg" if number % 2 else "png"
+    ok, pixels = cv2.imencode(f".{ext}", image if image.ndim == 2 else image[:, :, ::-1])
     assert ok
-    indices, array = io.BytesIO(), io.BytesIO()
-    np.save(indices, hf_token_indices(image, 16, 1.0, HF))
-    np.save(array, hf_map(hf_response(image, HF), 4))
-    return {
-        ext[1:]: pixels.tobytes(),
-        "hf.npy": indices.getvalue(),
-        "hfmap.npy.zst": zstandard.compress(array.getvalue()),
-        "json": json.dumps({"number": number}).encode(),
-    }
+    return ext, pixels.tobytes()
+
+
+def encode_hf(image: np.ndarray, params: HFParams = HF) -> list[tuple[str, str, bytes]]:
+    shown = image if image.dtype == np.uint8 else ((image.astype(int) + 1024) >> 4).astype(np.uint8)
+    return [
+        ("hf", "hf.npy", npy(hf_token_indices(shown, 16, 1.0, params))),
+        ("hfmap", "hfmap.npy.zst", zstandard.compress(npy(hf_map(hf_response(shown, params), 4)))),
+    ]
 
 
 def write_shard(root: Path, path: str, images: dict[int, np.ndarray]) -> ShardInfo:
     rows = []
     (root / path).parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(root / path, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with (root / path).open("w+b") as tar:
         for number, image in images.items():
-            key, row = f"sample{number:05d}", {}
-            members = encode_members(number, image)
-            for member, (ext, data) in zip(("image", "hf", "hfmap", "json"), members.items(), strict=True):
-                info = tarfile.TarInfo(f"{key}.{ext}")
-                info.size = len(data)
-                row[f"{member}_offset"] = tar.offset + 512
-                row[f"{member}_size"], row[f"{member}_crc32c"] = len(data), google_crc32c.value(data)
-                tar.addfile(info, io.BytesIO(data))
+            key, (ext, data) = f"sample{number:05d}", encode_image(number, image)
+            members = [("image", ext, data), *encode_hf(image)]
+            members.append(("json", "json", json.dumps({"number": number}).encode()))
+            row = append_members(tar, key, members)
             height, width = image.shape[:2]
             rows.append(
                 row
-                | {"key": key, "image_ext": next(iter(members)), "channels": 1 if image.ndim == 2 else 3}
+                | {"key": key, "image_ext": ext, "dtype": str(image.dtype)}
+                | {"channels": 1 if image.ndim == 2 else 3}
                 | {"height": height, "width": width, "source_height": height, "source_width": width}
                 | {"pixel_hash": "", "dhash64": 0, "object": number, "unit": 0}
                 | {"labels": json.dumps({"class": number % 3})}
             )
-    index = index_path(root, path)
-    pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), index)
+        num_bytes = finish_tar(tar)
+        crc = file_crc32c(tar)
+    index = encode_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
+    (root / index_path(path)).write_bytes(index)
     return ShardInfo(
         path=path,
         modality=path.split("/")[0],
         source=path.split("/")[1].rsplit("-", 1)[0],
         num_samples=len(rows),
-        num_bytes=(root / path).stat().st_size,
-        index_crc32c=google_crc32c.value(index.read_bytes()),
+        num_bytes=num_bytes,
+        crc32c=crc,
+        index_crc32c=google_crc32c.value(index),
     )
+
+
+def write_tables(root: Path, infos: list[ShardInfo], duplicates: tuple[int, ...]) -> dict:
+    """The tables of a snapshot; sample numbers run through the shards."""
+    starts = np.cumsum([0] + [info.num_samples for info in infos])
+    rows = []
+    for n in duplicates:
+        i = int(np.searchsorted(starts, n, side="right")) - 1
+        rows.append(
+            {"key": f"sample{n:05d}", "duplicate_of": "sample00000", "object": n, "unit": 0}
+            | {"kind": "superseded" if n % 2 else "pixels", "modality": infos[i].modality, "source": "tiny"}
+            | {"shard": infos[i].path, "row": n - int(starts[i])}
+        )
+    if rows:  # one that is in no shard is no exclusion
+        rows.append(rows[0] | {"key": "sample99999", "kind": "bytes", "shard": None, "row": None})
+    tables = {"quarantine": [], "duplicates": rows}
+    store = LocalStore(root)
+    return {
+        name: write_table(store, name, pa.Table.from_pylist(tables[name], schema=schema))
+        for name, schema in TABLES.items()
+    }
 
 
 @pytest.fixture(scope="session")
@@ -98,16 +130,9 @@ def write_dataset():
         infos, number = [], 0
         for modality in sorted(shards):
             for i, count in enumerate(shards[modality]):
-                images = {n: draw_image(n) for n in range(number, number + count)}
+                images = {n: draw_image(n, modality) for n in range(number, number + count)}
                 number += count
                 infos.append(write_shard(root, f"{modality}/tiny-{i:06d}.tar", images))
-        if duplicates:
-            rows = [
-                {"key": f"sample{n:05d}", "duplicate_of": "sample00000", "kind": "pixels"}
-                | {"modality": "fundus", "source": "tiny", "object": n, "unit": 0}
-                for n in duplicates
-            ]
-            write_table(root / "duplicates.parquet", pa.Table.from_pylist(rows, schema=DUPLICATES_SCHEMA))
         snapshot = Snapshot(
             created_by="test",
             modalities=sorted(shards),
@@ -119,8 +144,45 @@ def write_dataset():
             map_cell=4,
             counts=Counts(objects=number, units=number, samples=number),
             builds=[],
+            tables=write_tables(root, infos, duplicates),
         )
-        write_snapshot(root, snapshot)
+        write_snapshot(LocalStore(root), snapshot, None)
+        return snapshot
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_hf_version():
+    """A function that adds an HF version to shards, as `frepa shards rehf` does; returns the new snapshot.
+
+    Its arguments: the folder, the modality, the parameters, and the shards of the modality that get it.
+    """
+
+    def write(root: Path, modality: str, params: HFParams, only: slice = slice(None)) -> Snapshot:
+        before, digest, number = load_snapshot(root), params.digest(), 0
+        infos = list(before.shards)
+        chosen = [i for i, info in enumerate(infos) if info.modality == modality][only]
+        for i, info in enumerate(infos):
+            numbers = range(number, number + info.num_samples)
+            number += info.num_samples
+            if i not in chosen:
+                continue
+            path = hf_tar_path(info.path, digest)
+            with (root / path).open("w+b") as tar:
+                rows = [
+                    {"key": f"sample{n:05d}"}
+                    | append_members(tar, f"sample{n:05d}", encode_hf(draw_image(n, modality), params))
+                    for n in numbers
+                ]
+                num_bytes, crc = finish_tar(tar), file_crc32c(tar)
+            index = encode_table(pa.Table.from_pylist(rows, schema=HF_INDEX_SCHEMA))
+            (root / index_path(path)).write_bytes(index)
+            version = HFTar(num_bytes=num_bytes, crc32c=crc, index_crc32c=google_crc32c.value(index))
+            infos[i] = info.model_copy(update={"hf": {**info.hf, digest: version}})
+        versions = {modality: {digest: params.model_dump()}}
+        snapshot = before.model_copy(update={"shards": infos, "hf_versions": versions})
+        write_snapshot(LocalStore(root), snapshot, before)
         return snapshot
 
     return write

@@ -6,9 +6,10 @@ import io
 
 import numpy as np
 import pytest
+import zstandard
 from PIL import Image
 
-from shards.canonical import dhash64, encode_png, pixel_hash, resize_to_canonical, strip_jpeg
+from shards.canonical import dhash64, encode_npy_zst, encode_png, pixel_hash, resize_to_canonical, strip_jpeg
 from tests.shards.images import draw, encode
 
 SECRET = b"Jane Doe 1970"
@@ -26,6 +27,21 @@ def test_resizing_averages_areas():
     pixels = draw(0, 64, 64, channels=1)
     means = pixels.reshape(32, 2, 32, 2).mean(axis=(1, 3))
     np.testing.assert_allclose(resize_to_canonical(pixels, 32), means, atol=0.51)
+
+
+def test_deep_pixels_are_averaged_then_rounded():
+    pixels = np.arange(64 * 64, dtype=np.int16).reshape(64, 64) % 801 - 1000
+    small = resize_to_canonical(pixels, 32)
+    assert small.dtype == np.int16
+    np.testing.assert_array_equal(small, np.rint(pixels.reshape(32, 2, 32, 2).mean(axis=(1, 3))))
+    assert resize_to_canonical(pixels, 64) is pixels
+
+
+def test_npy_in_zstd_holds_deep_pixels():
+    pixels = (draw(0, channels=1).astype(np.int16) - 128) * 20
+    data = encode_npy_zst(pixels)
+    np.testing.assert_array_equal(np.load(io.BytesIO(zstandard.decompress(data))), pixels)
+    assert data == encode_npy_zst(pixels.copy())
 
 
 @pytest.mark.parametrize("channels", [1, 3])

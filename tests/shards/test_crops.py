@@ -84,3 +84,15 @@ def test_shrinking_does_not_alias():
     small = apply_crop(stripes, Crop(0, 0, 512, 512), 200)
     assert small.astype(float).std() < 30
     assert cv2.resize(stripes, (200, 200), interpolation=cv2.INTER_LINEAR).astype(float).std() > 60
+
+
+def test_hounsfield_units_stay_whole_numbers_within_their_range():
+    image = np.where(np.indices((16, 16)).sum(axis=0) // 4 % 2, 3071, -1024).astype(np.int16)
+    large = apply_crop(image, Crop(0, 0, 16, 16), 64)
+    assert large.dtype == np.int16
+    exact = cv2.resize(image.astype(np.float64), (64, 64), interpolation=cv2.INTER_CUBIC)
+    assert exact.max() > 3100  # the filter overshoots
+    assert np.abs(large - np.clip(exact, -1024, 3071)).max() <= 2
+    assert (large.min(), large.max()) == (-1024, 3071)
+    small = apply_crop(image, Crop(0, 0, 16, 16, True), 4)
+    assert np.abs(small[:, ::-1] - image.reshape(4, 4, 4, 4).mean(axis=(1, 3))).max() <= 0.5

@@ -45,6 +45,16 @@ def test_grey_is_repeated(images):
     np.testing.assert_array_equal(view.image[0], view.image[2])
 
 
+def test_ct_is_shown_in_the_reference_window(tmp_path, write_dataset, draw_image):
+    write_dataset(tmp_path, {"ct": [3]})
+    images = ImageSet(StreamConfig(root=str(tmp_path), image_size=32, patch_size=8))
+    view, image = images[1], draw_image(1, "ct")
+    expected = apply_crop(image, center_crop(*image.shape), 32).astype(float)
+    assert view.image.dtype == np.uint8
+    assert np.abs(view.image[2] - np.clip((expected + 1000) / 2000, 0, 1) * 255).max() <= 0.501
+    np.testing.assert_array_equal(images.read(1).image, image)
+
+
 def test_a_dataset_that_was_built(tmp_path):
     (tmp_path / "images").mkdir()
     rng = np.random.default_rng(0)
@@ -57,7 +67,11 @@ def test_a_dataset_that_was_built(tmp_path):
     build_dataset([tmp_path / "images"], tmp_path / "dataset", config)
 
     images = ImageSet(
-        StreamConfig(root=tmp_path / "dataset", image_size=96, hf_digest=config.hf_params().digest())
+        StreamConfig(
+            root=tmp_path / "dataset",
+            image_size=96,
+            hf_digests={"histopathology": config.hf_params().digest()},
+        )
     )
     assert len(images) == 6  # the copy has the pixels of another one
     for i in range(6):

@@ -249,3 +249,23 @@ def test_batches_beyond_the_epoch():
     for k, start, stop in ((2, 0, 4), (-1, 0, 4), (0, 3, 5), (0, 3, 2)):
         with pytest.raises(IndexError):
             plan.batch(k, start, stop)
+
+
+def test_blocks_ahead_are_those_that_come_next():
+    config = OrderConfig(global_batch_size=8, num_streams=4, block_shards=2, seed=3)
+    plan = plan_epoch([5] * 40, {3: np.array([0, 4])}, config, 1)
+    for world_size in (1, 2, 4):
+        for rank in range(world_size):
+            known: set[int] = set()
+            begins: set[int] = set()
+            for k in range(plan.num_batches):
+                read = set(plan.rank_batch(k, rank, world_size).shard.tolist())
+                begins = read if k == 0 else begins
+                assert k < 6 or read <= known  # five batches read a block of two shards
+                ahead = plan.blocks_ahead(k, rank, world_size)
+                assert len(ahead) <= 4 // world_size
+                assert all(1 <= len(shards) <= 2 for shards in ahead.values())
+                known |= {shard for shards in ahead.values() for shard in shards}
+            assert not begins <= known
+            # of one stream, 10 shards in 5 blocks, all blocks but the first are announced
+            assert 8 * 4 // world_size <= len(known) <= 9 * 4 // world_size

@@ -11,10 +11,15 @@ import numpy as np
 import pytest
 import zstandard
 
-import shards.reader
-from shards.reader import KeptSamples, ShardReader, exclusion_rows
-from shards.schema import index_path, load_snapshot, read_index
-from shards.support.errors import DataError
+import shards.access
+from shards.dataset import load_snapshot, read_index
+from shards.decoding import Stored, decode_image, decode_map
+from shards.hf_tokens import HFParams
+from shards.kept import KeptSamples, exclusion_rows
+from shards.reader import ShardReader
+from shards.schema import hf_tar_path, index_path
+from shards.store import LocalStore
+from shards.support.errors import DataError, EnvironmentFault
 
 SHARD = "fundus/tiny-000001.tar"
 
@@ -94,23 +99,32 @@ def test_a_shard_that_was_cut_loses_only_what_it_lacks(reader, root):
 
 def test_a_missing_shard_and_a_missing_index_are_named(reader, root):
     (root / SHARD).unlink()
-    with pytest.raises(DataError, match=rf"{SHARD}, sample sample00010: .*No such file"):
+    with pytest.raises(DataError, match=rf"{SHARD}, sample sample00010: .*no such file"):
         reader.read(1, 0)
-    index_path(root, SHARD).unlink()
-    with pytest.raises(DataError, match=r"tiny-000001\.index\.parquet: cannot be read"):
-        ShardReader(root, reader.snapshot).read(1, 0)
+    (root / index_path(SHARD)).unlink()
+    blind = ShardReader(root, reader.snapshot)
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"tiny-000001\.index\.parquet: no such file") as caught:
+            blind.read(1, 0)
+        assert len(caught.traceback) < 6  # the error that is remembered does not collect tracebacks
     assert reader.where(1, 0).endswith(f"{SHARD}, sample sample00010")
     assert ShardReader(root, reader.snapshot).where(1, 7).endswith(f"{SHARD}, row 7")
 
 
 def test_bytes_that_are_no_image_or_no_map():
     with pytest.raises(DataError, match="here: decodes to nothing, the index says 4 x 5"):
-        shards.reader._decode_image(b"not an image", (4, 5, 3), "here")
+        decode_image(b"not an image", Stored("png", "uint8", 4, 5, 3), "here")
     wrong = [b"not npy", b"", npy(np.zeros((3, 4), np.int16)), npy(np.zeros(5, np.uint8))]
     wrong += [npy(np.zeros((0, 4), np.uint8)), npy(np.zeros((3, 4), np.uint8))[:-1]]
     for data in (b"not zstd", *map(zstandard.compress, wrong)):
         with pytest.raises(DataError, match="here: the response map cannot be decoded"):
-            shards.reader._decode_map(data, "here")
+            decode_map(data, "here")
+    for array in (np.zeros((4, 5), np.uint8), np.zeros((4, 5), ">i2"), np.zeros((4, 5, 1), np.int16)):
+        with pytest.raises(DataError, match="here: the image cannot be decoded"):
+            decode_image(zstandard.compress(npy(array)), Stored("npy.zst", "int16", 4, 5, 1), "here")
+    data = zstandard.compress(npy(np.zeros((4, 6), np.int16)))
+    with pytest.raises(DataError, match="here: decodes to 4 x 6 pixels"):
+        decode_image(data, Stored("npy.zst", "int16", 4, 5, 1), "here")
 
 
 def test_an_image_of_another_size_than_the_index_says(reader):
@@ -124,7 +138,7 @@ def test_open_files_are_bounded(root, monkeypatch):
         links = [Path(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
         return sum(link.is_symlink() and os.readlink(link).startswith(str(root)) for link in links)
 
-    monkeypatch.setattr(shards.reader, "MAX_OPEN_SHARDS", 2)
+    monkeypatch.setattr(shards.access, "MAX_OPEN_SHARDS", 2)
     reader = ShardReader(root, load_snapshot(root))
     for row in range(4):
         for shard in range(4):
@@ -132,7 +146,8 @@ def test_open_files_are_bounded(root, monkeypatch):
             assert num_open() <= 2
     for shard in (0, 1, 0, 2):
         reader.read(shard, 0)
-    assert list(reader._files) == [0, 2]  # the one that was used least recently was closed
+    paths = [reader.snapshot.shards[shard].path for shard in (0, 2)]
+    assert list(reader._access._descriptors) == paths  # the one that was used least recently was closed
     del reader
     assert num_open() == 0
 
@@ -140,7 +155,7 @@ def test_open_files_are_bounded(root, monkeypatch):
 def test_a_copy_for_another_process_opens_files_of_its_own(reader):
     reader.read(0, 0)
     copy = pickle.loads(pickle.dumps(reader))
-    assert not copy._files
+    assert not copy._access._descriptors
     np.testing.assert_array_equal(copy.read(0, 1).image, reader.read(0, 1).image)
 
 
@@ -157,3 +172,86 @@ def test_exclusions_and_the_numbering_of_what_is_left(root):
 
 def test_no_duplicates_no_exclusions(tmp_path, write_dataset):
     assert exclusion_rows(tmp_path, write_dataset(tmp_path, {"fundus": [3]})) == {}
+
+
+def test_a_table_of_duplicates_that_names_strangers(tmp_path, write_dataset):
+    snapshot = write_dataset(tmp_path, {"fundus": [5, 5]}, duplicates=(9,))
+    short = snapshot.shards[1].model_copy(update={"num_samples": 4})
+    for infos in ([snapshot.shards[0]], [snapshot.shards[0], short]):
+        with pytest.raises(DataError, match=r"tables/duplicates.*names samples that are not there"):
+            exclusion_rows(tmp_path, snapshot.model_copy(update={"shards": infos}))
+
+
+def test_hounsfield_units_come_back_as_they_were(tmp_path, write_dataset, draw_image):
+    reader = ShardReader(tmp_path, write_dataset(tmp_path, {"ct": [4], "fundus": [2]}))
+    for number in range(4):
+        sample = reader.read(0, number)
+        assert sample.image.dtype == np.int16
+        np.testing.assert_array_equal(sample.image, draw_image(number, "ct"))
+    assert reader.read(1, 0).image.dtype == np.uint8
+
+
+def test_many_are_read_in_the_order_asked_and_errors_stay_in_place(reader, root):
+    offset, size = member_range(root, 1, 4, "image")
+    flip_byte(root / SHARD, offset + size // 2)
+    places = [(2, 3), (1, 4), (0, 0), (1, 5), (2, 3)]
+    samples = list(reader.read_many(places))
+    assert isinstance(samples[1], DataError)
+    for place, sample in zip(places, samples, strict=True):
+        if place != (1, 4):
+            np.testing.assert_array_equal(sample.image, reader.read(*place).image)
+
+
+def test_a_fault_of_the_machine_is_no_bad_sample(reader, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(EnvironmentFault, match="Too many open files"):
+        list(reader.read_many([(0, 0)]))
+
+
+class TestHFVersions:
+    PARAMS = HFParams(fov="none", cutoff_cycles=3.0)
+
+    @pytest.fixture
+    def versions(self, root, write_hf_version):
+        return write_hf_version(root, "fundus", self.PARAMS)
+
+    def test_the_version_that_is_asked_for(self, root, versions):
+        other = ShardReader(root, versions, {"fundus": self.PARAMS.digest()})
+        first = ShardReader(root, versions)
+        for shard, row in ((0, 2), (2, 9)):
+            old, new = first.read(shard, row), other.read(shard, row)
+            np.testing.assert_array_equal(old.image, new.image)
+            assert not np.array_equal(old.hf_map, new.hf_map)
+        np.testing.assert_array_equal(first.read(3, 1).hf_map, other.read(3, 1).hf_map)  # xray has only one
+        named = ShardReader(root, versions, versions.hf_digests)
+        np.testing.assert_array_equal(named.read(0, 2).hf_map, first.read(0, 2).hf_map)
+
+    def test_damage_of_its_tar_is_noticed(self, root, versions):
+        path = root / hf_tar_path(SHARD, self.PARAMS.digest())
+        os.truncate(path, 100)
+        reader = ShardReader(root, versions, {"fundus": self.PARAMS.digest()})
+        reader.read(0, 0)
+        with pytest.raises(DataError, match=r"hf-\w+\.tar, sample sample00010: .* cut short: 0 of"):
+            reader.read(1, 0)
+        path.unlink()
+        with pytest.raises(DataError, match=r"hf-\w+\.tar, sample sample00010: .*no such file"):
+            ShardReader(root, versions, {"fundus": self.PARAMS.digest()}).read(1, 0)
+
+    def test_an_index_of_other_samples_is_refused(self, root, versions):
+        digest = self.PARAMS.digest()
+        strange = root / index_path(hf_tar_path("fundus/tiny-000000.tar", digest))
+        data = strange.read_bytes()
+        (root / index_path(hf_tar_path(SHARD, digest))).write_bytes(data)
+        shards = list(versions.shards)
+        shards[1] = shards[1].model_copy(update={"hf": shards[0].hf})
+        reader = ShardReader(root, versions.model_copy(update={"shards": shards}), {"fundus": digest})
+        with pytest.raises(DataError, match="other samples than the shard's"):
+            reader.read(1, 0)
+
+
+def test_a_store_may_stand_for_the_folder(root, reader):
+    again = ShardReader(LocalStore(root), reader.snapshot)
+    np.testing.assert_array_equal(again.read(2, 5).image, reader.read(2, 5).image)

@@ -1,86 +1,31 @@
-"""The format's own checks: snapshots, indices and tables that are missing, changed or of another version."""
+"""What the format allows: paths, counts, names of tables and of further files."""
 
 from __future__ import annotations
-
-import json
 
 import pytest
 
 from shards.schema import (
-    DUPLICATES_SCHEMA,
-    FORMAT_VERSION,
+    HF_INDEX_SCHEMA,
+    INDEX_SCHEMA,
     Counts,
     ShardInfo,
-    Snapshot,
+    TableInfo,
+    hf_tar_path,
     index_path,
-    load_snapshot,
-    read_exclusions,
-    read_index,
-    read_table,
-    write_snapshot,
 )
-from shards.support.errors import DataError, FrepaError
 
-
-def snapshot(size: int = 64) -> Snapshot:
-    return Snapshot(
-        created_by="frepa 0",
-        modalities=[],
-        shards=[],
-        hf={},
-        hf_digests={},
-        size=size,
-        patch_size=16,
-        map_cell=4,
-        counts=Counts(),
-        builds=[],
-    )
-
-
-def assert_refused(root, *words: str, digest: str | None = None) -> None:
-    with pytest.raises(DataError) as caught:
-        load_snapshot(root, digest)
-    for word in words:
-        assert word in str(caught.value)
-
-
-def test_the_last_snapshot_is_current_and_earlier_ones_stay(tmp_path):
-    first, second = write_snapshot(tmp_path, snapshot(64)), write_snapshot(tmp_path, snapshot(96))
-    assert load_snapshot(tmp_path) == snapshot(96)
-    assert load_snapshot(tmp_path, first) == snapshot(64)
-    assert first != second
-    assert snapshot(64).hash == first
-    assert len(first) == 16
-
-
-def test_no_dataset(tmp_path):
-    assert_refused(tmp_path, "frepa shards build")
-    write_snapshot(tmp_path, snapshot())
-    assert_refused(tmp_path, "frepa shards build", digest="0" * 16)
-
-
-def test_another_format_version(tmp_path):
-    write_snapshot(tmp_path, snapshot())
-    (tmp_path / "dataset.json").write_text(
-        json.dumps({"format_version": FORMAT_VERSION + 1, "snapshot": "x"})
-    )
-    assert_refused(tmp_path, f"version {FORMAT_VERSION + 1}", f"allowed: {FORMAT_VERSION}")
-
-
-def test_a_changed_snapshot(tmp_path):
-    path = tmp_path / "snapshots" / f"{write_snapshot(tmp_path, snapshot())}.json"
-    text = path.read_text()
-    path.write_text(text.replace('"size": 64', '"size": 65'))
-    assert_refused(tmp_path, "changed after it was written")
-    path.write_text(text.replace('"size": 64', '"size": "large"'))
-    assert_refused(tmp_path, "damaged")
-    path.write_text(text[:-9])
-    assert_refused(tmp_path, "not valid JSON")
+FACTS = {
+    "modality": "ct",
+    "source": "a",
+    "num_samples": 1,
+    "num_bytes": 1,
+    "crc32c": 0,
+    "index_crc32c": 0,
+}
 
 
 def test_shard_paths_cannot_leave_the_dataset():
-    facts = {"modality": "ct", "source": "a", "num_samples": 1, "num_bytes": 1, "index_crc32c": 0}
-    ShardInfo(path="ct/a-000000.tar", **facts)
+    ShardInfo(path="ct/a-000000.tar", **FACTS)
     for path in (
         "../ct/a-000000.tar",
         "/ct/a-000000.tar",
@@ -89,7 +34,11 @@ def test_shard_paths_cannot_leave_the_dataset():
         "ct/a-000000.tar\n",
     ):
         with pytest.raises(ValueError, match="path"):
-            ShardInfo(path=path, **facts)
+            ShardInfo(path=path, **FACTS)
+    TableInfo(path="tables/quarantine-0123abcd.parquet", num_rows=0, crc32c=1)
+    for path in ("tables/../x-0123abcd.parquet", "quarantine-0123abcd.parquet", "tables/x-0123ABCD.parquet"):
+        with pytest.raises(ValueError, match="path"):
+            TableInfo(path=path, num_rows=0, crc32c=1)
 
 
 def test_counts_close():
@@ -98,27 +47,16 @@ def test_counts_close():
     assert Counts(units=2) + Counts(units=3, samples=1) == Counts(units=5, samples=1)
 
 
-def test_index_is_checked_against_the_snapshot(tmp_path, write_dataset):
-    write_dataset(tmp_path, {"fundus": [4]}, duplicates=(2,))
-    shard = load_snapshot(tmp_path).shards[0]
-    table = read_index(tmp_path, shard, ["key", "object"])
-    assert table.column_names == ["key", "object"]
-    assert table.num_rows == 4
-    assert read_exclusions(tmp_path) == {table["key"][2].as_py()}
-
-    path = index_path(tmp_path, shard.path)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(DataError, match="not the one in the snapshot"):
-        read_index(tmp_path, shard)
-    path.unlink()
-    with pytest.raises(DataError, match="cannot be read"):
-        read_index(tmp_path, shard)
+def test_paths_beside_a_shard():
+    assert index_path("ct/a-000000.tar") == "ct/a-000000.index.parquet"
+    hf = hf_tar_path("ct/a-000000.tar", "0123456789ab")
+    assert hf == "ct/a-000000.hf-0123456789ab.tar"
+    assert index_path(hf) == "ct/a-000000.hf-0123456789ab.index.parquet"
+    with pytest.raises(ValueError, match="path"):
+        ShardInfo(path=hf, **FACTS)
 
 
-def test_tables_are_checked(tmp_path):
-    assert read_exclusions(tmp_path) == set()
-    (tmp_path / "duplicates.parquet").write_bytes(b"PAR1 but not really")
-    with pytest.raises(FrepaError, match="cannot be read as parquet"):
-        read_table(tmp_path / "duplicates.parquet", DUPLICATES_SCHEMA)
+def test_every_member_has_a_place_and_a_checksum():
+    for schema, members in ((INDEX_SCHEMA, "image hf hfmap json"), (HF_INDEX_SCHEMA, "hf hfmap")):
+        for member in members.split():
+            assert {f"{member}_offset", f"{member}_size", f"{member}_crc32c"} <= set(schema.names)

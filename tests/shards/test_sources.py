@@ -1,12 +1,16 @@
-"""Listing and labeling of objects."""
+"""Listing of objects: trees, files, tables; and which places may be used together."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from shards.sources import SourceObject, check_places, create_labeler, list_objects
+from shards.sources import check_places, list_objects
+from shards.store import LocalStore
 from shards.support.errors import ConfigError, DataError
 
 
@@ -18,8 +22,13 @@ def touch(folder, *names):
     return folder
 
 
+def rows_of(*sources, **options) -> list[dict]:
+    rows = list_objects(sources, **options).objects.to_pylist()
+    return [row | {"name": os.fsdecode(row["name"]), "uri": os.fsdecode(row["uri"])} for row in rows]
+
+
 def names_of(*sources):
-    return [item.name for item in list_objects(sources)]
+    return [row["name"] for row in rows_of(*sources)]
 
 
 def test_every_object_is_listed_in_the_order_of_its_bytes(tmp_path):
@@ -34,15 +43,17 @@ def test_names_do_not_depend_on_where_the_source_lies(tmp_path):
 
 
 def test_several_sources_and_single_files(tmp_path):
-    one, two = touch(tmp_path / "one", "a.png"), touch(tmp_path / "two", "a.png")
-    assert names_of(one, two, two / "a.png") == ["0/a.png", "1/a.png", "2/a.png"]
+    one, two = touch(tmp_path / "one", "a.png"), touch(tmp_path / "two", "a.png", "b.png")
+    listing = list_objects([one, str(two), two / "a.png", one / "a.png"])
+    assert listing.objects["name"].to_pylist() == [b"0/a.png", b"1/a.png", b"1/b.png"]
+    assert listing.num_repeated == 2
 
 
 def test_names_need_not_be_utf_8(tmp_path):
     with open(os.fsencode(tmp_path) + b"/\xff.png", "wb"):
         pass
-    (item,) = list_objects([tmp_path])
-    assert os.fsencode(item.name) == b"0/\xff.png"
+    (name,) = list_objects([tmp_path]).objects["name"].to_pylist()
+    assert name == b"0/\xff.png"
 
 
 def test_links(tmp_path):
@@ -52,10 +63,10 @@ def test_links(tmp_path):
     (source / "real" / "loop").symlink_to(source)
     (source / "broken.png").symlink_to(tmp_path / "nowhere")
     os.mkfifo(source / "pipe.png")
-    found = {item.name: item for item in list_objects([source])}
+    found = {row["name"]: row for row in rows_of(source)}
     assert sorted(found) == ["0/broken.png", "0/linked/b.png", "0/pipe.png", "0/real/a.png"]
-    assert (found["0/broken.png"].num_bytes, found["0/broken.png"].is_file) == (-1, False)
-    assert not found["0/pipe.png"].is_file
+    assert (found["0/broken.png"]["num_bytes"], found["0/broken.png"]["is_file"]) == (-1, False)
+    assert not found["0/pipe.png"]["is_file"]
 
 
 def test_missing_and_empty_sources(tmp_path):
@@ -66,9 +77,56 @@ def test_missing_and_empty_sources(tmp_path):
         list_objects([tmp_path / "empty"])
 
 
+def write_table(path: Path, rows: list[dict]) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        lines = [",".join(map(str, row.values())) for row in rows]
+        path.write_text("\n".join(["\ufeff" + ",".join(rows[0]), *lines]) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("column", ["filename", "uri"])
+def test_a_listing_names_objects_and_labels_them(tmp_path, suffix, column):
+    touch(tmp_path / "data", "a.png", "b.png", "c.png")
+    rows = [
+        {column: "data/b.png", "label": "sick", "patient": 7, "secret": "Doe"},
+        {column: str(tmp_path / "data" / "a.png"), "label": "", "patient": "", "secret": "Doe"},
+        {column: "data/none.png", "label": "x", "patient": 8, "secret": "Doe"},
+    ]
+    if suffix == ".parquet":
+        rows = [{name: str(value) for name, value in row.items()} for row in rows]
+    table = write_table(tmp_path / f"list{suffix}", rows)
+    found = {Path(row["uri"]).name: row for row in rows_of(table, columns=("label",))}
+    assert sorted(found) == ["a.png", "b.png", "none.png"]
+    assert (found["b.png"]["labels"], found["b.png"]["patient"]) == ('{"label":"sick"}', "7")
+    assert (found["a.png"]["labels"], found["a.png"]["patient"]) == ("{}", None)
+    assert found["b.png"]["name"] == "0/data/b.png"
+    assert not found["none.png"]["is_file"]
+
+
+def test_what_a_tree_and_a_listing_both_name_is_listed_once(tmp_path):
+    tree = touch(tmp_path / "data", "a.png", "b.png")
+    table = write_table(tmp_path / "list.csv", [{"filename": "data/b.png"}, {"filename": "data/b.png"}])
+    listing = list_objects([tree, table])
+    assert listing.objects["name"].to_pylist() == [b"0/a.png", b"0/b.png"]
+    assert listing.num_repeated == 2
+
+
+@pytest.mark.parametrize("text", ["file,label\na,b\n", "", 'filename\n""\n', "filename,label\n,x\n"])
+def test_unusable_listings(tmp_path, text):
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises((ConfigError, DataError), match=r"list\.csv"):
+        list_objects([tmp_path / "list.csv"])
+    (tmp_path / "list.parquet").write_text(text)
+    with pytest.raises(ConfigError, match=r"list\.parquet"):
+        list_objects([tmp_path / "list.parquet"])
+
+
 def test_places(tmp_path):
     source, root, state = tmp_path / "source", tmp_path / "root", tmp_path / "state"
-    check_places([source], root, state)
+    check_places([source], LocalStore(root), state)
     for wrong in (
         (source / "root", state),
         (root, source / "state"),
@@ -76,45 +134,26 @@ def test_places(tmp_path):
         (root, root / "state"),
     ):
         with pytest.raises(ConfigError):
-            check_places([source], *wrong)
-
-
-def item(path) -> SourceObject:
-    return SourceObject(f"0/{path}", str(path), 1, 0, is_file=True)
+            check_places([source], LocalStore(wrong[0]), wrong[1])
 
 
 @pytest.mark.parametrize(
-    ("name", "labels"),
+    ("source", "is_wrong"),
     [
-        ("0/a.png", {}),
-        ("0/glaucoma/a.png", {"label": "glaucoma"}),
-        ("0/glaucoma/deeper/a.png", {"label": "glaucoma"}),
-        ("0/train/glaucoma/a.png", {"split": "train", "label": "glaucoma"}),
-        ("0/Test/a.png", {"split": "Test"}),
+        ("s3://bucket", True),
+        ("s3://bucket/a", True),
+        ("s3://bucket/a/b/", True),
+        ("s3://bucket/a/b/c", False),
+        ("s3://bucket/a/bb", False),
+        ("s3://bucke", False),
+        ("bucket/a", False),
     ],
 )
-def test_labels_from_folders(name, labels):
-    labeler = create_labeler("folder", (), "")
-    assert labeler(SourceObject(name, "", 1, 0, is_file=True)).values == labels
-
-
-def test_labels_from_a_table(tmp_path):
-    table = tmp_path / "labels.csv"
-    table.write_text(
-        "\ufefffilename,label,split,patient,mask\nimages/a.png,x,,7,secret.png\nimages/b.png,,test,,\n"
-    )
-    labeler = create_labeler(str(table), ("label", "split"), "patient")
-    labels = labeler(item(tmp_path / "images" / "a.png"))
-    assert (labels.values, labels.patient) == ({"label": "x"}, "7")
-    assert labeler(item(tmp_path / "images" / "b.png")).values == {"split": "test"}
-    assert labeler(item(tmp_path / "images" / "c.png")).values == {}
-    assert create_labeler("none", (), "")(item("x")).values == {}
-
-
-@pytest.mark.parametrize("text", ["file,label\na,b\n", "filename,class\na,b\n", "", None])
-def test_unusable_tables(tmp_path, text):
-    table = tmp_path / "labels.csv"
-    if text is not None:
-        table.write_text(text)
-    with pytest.raises(ConfigError, match=r"labels\.csv"):
-        create_labeler(str(table), ("label",), "patient")
+def test_places_in_s3(tmp_path, source, is_wrong):
+    store = LocalStore(tmp_path)
+    store.uri = "s3://bucket/a/b"
+    if is_wrong:
+        with pytest.raises(ConfigError, match="lies inside the source"):
+            check_places([source], store, tmp_path)
+    else:
+        check_places([source], store, tmp_path)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from shards.crops import Crop, random_crop
+from shards.crops import Crop, apply_crop, random_crop
 from shards.draws import sample_rng
 from shards.hf_tokens import HFParams, hf_map, hf_response
 from shards.order import OrderConfig, Slots
@@ -23,6 +23,7 @@ from shards.reader import Sample
 from shards.stream import MicroBatch, SampleStream, StreamConfig, _receive
 from shards.support.errors import ConfigError, DataError, EnvironmentFault
 from shards.views import Request, cut_view
+from shards.windows import CT_WINDOWS, WindowConfig, to_unit_range
 
 ORDER = OrderConfig(global_batch_size=8, num_streams=4, block_shards=2, seed=5)
 
@@ -35,15 +36,21 @@ def root(tmp_path_factory, write_dataset) -> Path:
 
 
 def stream_of(root: Path, rank: int = 0, world_size: int = 1, micro: int = 2, **settings) -> SampleStream:
-    config = StreamConfig(root=root, image_size=32, patch_size=8, **settings)
+    config = StreamConfig(root=str(root), image_size=32, patch_size=8, **settings)
     return SampleStream(config, ORDER, rank, world_size, micro)
 
 
 def join(micro_batches: list[MicroBatch]) -> dict[str, torch.Tensor | list[str]]:
-    """One global batch of its micro-batches."""
-    tensors = ("image", "hf_indices", "mask_noise", "position", "slot")
+    """One global batch of its micro-batches, the images as a method sees them."""
+    tensors = ("window", "hf_indices", "mask_noise", "position", "slot")
     joined = {name: torch.cat([m[name] for m in micro_batches]) for name in tensors}
+    joined["image"] = torch.cat([to_unit_range(m["image"], m["window"]) for m in micro_batches])
     return joined | {"key": [key for m in micro_batches for key in m["key"]]}
+
+
+def images_by_key(batches: list[list[MicroBatch]]) -> dict[str, torch.Tensor]:
+    joined = [join(batch) for batch in batches]
+    return {key: image for b in joined for key, image in zip(b["key"], b["image"], strict=True)}
 
 
 def assert_equal(one: list[list[MicroBatch]], other: list[list[MicroBatch]]) -> None:
@@ -67,8 +74,10 @@ def test_what_a_micro_batch_holds(root, whole):
     for k, batch in enumerate(whole):
         assert len(batch) == 4
         for m, micro in enumerate(batch):
-            assert micro["image"].shape == (2, 3, 32, 32)
+            has_color = any(int(key[-2:]) % 5 for key in micro["key"])
+            assert micro["image"].shape == (2, 3 if has_color else 1, 32, 32)
             assert micro["image"].dtype == torch.uint8
+            assert micro["window"].tolist() == [[0, 255]] * 2
             assert micro["image"].is_contiguous()
             assert micro["hf_indices"].shape == (2, 4)
             assert micro["hf_indices"].dtype == torch.int64
@@ -111,15 +120,7 @@ def test_ranks_workers_and_resume_change_nothing(root, whole, world_size, num_wo
 
 def test_epochs_give_other_orders_and_views(root, whole):
     other = list(stream_of(root).batches(4))
-    views = [
-        {
-            key: image
-            for batch in epoch
-            for micro in batch
-            for key, image in zip(micro["key"], micro["image"], strict=True)
-        }
-        for epoch in (whole, other)
-    ]
+    views = [images_by_key(epoch) for epoch in (whole, other)]
     both = views[0].keys() & views[1].keys()
     assert len(both) > 30
     assert not any(torch.equal(views[0][key], views[1][key]) for key in both)
@@ -138,7 +139,7 @@ def test_a_view_belongs_to_its_epoch_and_place(root):
 def test_the_seed_of_the_views_leaves_the_order(root, whole):
     other = list(stream_of(root, seed=1).batches(3))
     assert [m["key"] for b in whole for m in b] == [m["key"] for b in other for m in b]
-    assert not torch.equal(whole[0][0]["image"], other[0][0]["image"])
+    assert not torch.equal(join(whole[0])["image"], join(other[0])["image"])
     assert not torch.equal(whole[0][0]["mask_noise"], other[0][0]["mask_noise"])
 
 
@@ -151,17 +152,14 @@ def test_the_global_random_state_is_left_alone(root):
 
 def test_without_augmentation_epochs_show_the_same_views(root):
     stream = stream_of(root, augment=False)
-    epochs = [
-        {k: i for b in stream.batches(e) for m in b for k, i in zip(m["key"], m["image"], strict=True)}
-        for e in (0, 1)
-    ]
+    epochs = [images_by_key(stream.batches(e)) for e in (0, 1)]
     both = epochs[0].keys() & epochs[1].keys()
     assert both
     assert all(torch.equal(epochs[0][key], epochs[1][key]) for key in both)
 
 
 def test_grey_images_are_repeated(root, whole):
-    images = {k: i for b in whole for m in b for k, i in zip(m["key"], m["image"], strict=True)}
+    images = images_by_key(whole)
     grey = [i for k, i in images.items() if int(k[-2:]) % 5 == 0]
     color = [i for k, i in images.items() if int(k[-2:]) % 5]
     assert grey
@@ -176,7 +174,7 @@ def test_hf_tokens_lie_where_the_detail_of_the_view_is():
     image = np.where(texture, noise, 100).astype(np.uint8)
     params = HFParams(fov="none")
     sample = Sample("key", image, hf_map(hf_response(image, params), 4), 0)
-    config = StreamConfig(root=Path(), image_size=128, patch_size=16, hf_keep=0.1)
+    config = StreamConfig(root=".", image_size=128, patch_size=16, hf_keep=0.1)
     num_checked = flips = 0
     for position in range(60):
         rng = sample_rng(0, 0, position, "crop")
@@ -193,7 +191,7 @@ def test_hf_tokens_lie_where_the_detail_of_the_view_is():
 def test_a_flip_mirrors_the_tokens():
     image = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
     sample = Sample("key", image, hf_map(hf_response(image, HFParams(fov="none")), 4), 0)
-    config = StreamConfig(root=Path(), image_size=64, patch_size=16, hf_keep=1.0)
+    config = StreamConfig(root=".", image_size=64, patch_size=16, hf_keep=1.0)
     (plain, tokens), (mirrored, mirrored_tokens) = (
         cut_view(sample, Crop(0, 0, 64, 64, flip), config) for flip in (False, True)
     )
@@ -219,12 +217,33 @@ def test_a_second_iterator_ends_the_first(root):
     assert len(list(second)) == 5
 
 
-def test_other_hf_parameters_are_refused(root):
-    stored = HFParams(fov="none").digest()
-    stream_of(root, hf_digest=stored)
-    wanted = HFParams(cutoff_cycles=20).digest()
-    with pytest.raises(DataError, match=rf"fundus .*{stored}.*{wanted}.*build the dataset again"):
-        stream_of(root, hf_digest=wanted)
+def test_an_hf_version_that_is_not_there_is_refused(root, tmp_path, write_dataset, write_hf_version):
+    stored, params = HFParams(fov="none").digest(), HFParams(fov="none", cutoff_cycles=3.0)
+    wanted = params.digest()
+    stream_of(root, hf_digests={"fundus": stored, "xray": stored})
+    with pytest.raises(
+        DataError, match=rf"3 of 3 shards of fundus .*{wanted}: .*tiny-000002.*{stored}.*frepa shards rehf"
+    ):
+        stream_of(root, hf_digests={"fundus": wanted})
+    with pytest.raises(ConfigError, match=r"hf_digests.ct: .*no 'ct'; allowed: fundus, xray"):
+        stream_of(root, hf_digests={"ct": wanted})
+    write_dataset(tmp_path, {"fundus": [9, 14, 11], "xray": [12]}, duplicates=(4, 20))
+    write_hf_version(tmp_path, "fundus", params, slice(2))
+    with pytest.raises(DataError, match=rf"1 of 3 shards of fundus .*{wanted}: fundus/tiny-000002.tar;"):
+        stream_of(tmp_path, hf_digests={"fundus": wanted})
+    write_hf_version(tmp_path, "fundus", params)
+    old, new = (
+        [join(batch) for batch in stream_of(tmp_path, **settings, hf_keep=0.5).batches(0)]
+        for settings in ({}, {"hf_digests": {"fundus": wanted}, "num_workers": 1})
+    )
+    moved = 0
+    for a, b in zip(old, new, strict=True):
+        assert torch.equal(a["image"], b["image"])
+        is_xray = torch.tensor([int(key[-2:]) >= 34 for key in a["key"]])
+        same = (a["hf_indices"] == b["hf_indices"]).all(dim=1)
+        assert same[is_xray].all()
+        moved += int((~same[~is_xray]).sum())
+    assert moved > 20
 
 
 def test_batches_that_do_not_divide(root):
@@ -242,11 +261,15 @@ def test_batches_that_do_not_divide(root):
         {"hf_keep": 0.0},
         {"bad_samples": "ignore"},
         {"shuffle": True},
+        {"remote": "mount"},
+        {"cache_bytes": 0},
+        {"ct_windows": {"names": []}},
+        {"ct_windows": {"names": ["liver"]}},
     ],
 )
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValidationError):
-        StreamConfig(root=Path(), **wrong)
+        StreamConfig(root=".", **wrong)
 
 
 class TestDamage:
@@ -304,6 +327,109 @@ class TestDamage:
             list(stream_of(damaged, bad_samples="skip").batches(0))
 
 
+class TestMissing:
+    """A shard or an index that is not there at all."""
+
+    @pytest.mark.parametrize("suffix", [".tar", ".index.parquet"])
+    def test_skip_replaces_and_fail_names_it(self, tmp_path, root, write_dataset, suffix):
+        write_dataset(tmp_path, {"fundus": [9, 14, 11], "xray": [12]}, duplicates=(4, 20))
+        (tmp_path / f"fundus/tiny-000001{suffix}").unlink()
+        with pytest.raises(DataError, match=rf"tiny-000001\{suffix}.*no such file"):
+            list(stream_of(tmp_path).batches(0))
+        intact = [join(batch) for batch in stream_of(root).batches(0)]
+        runs = [
+            list(stream_of(tmp_path, num_workers=n, micro=micro, bad_samples="skip").batches(0))
+            for n, micro in ((0, 2), (1, 8))
+        ]
+        skipped = {s["position"] for batch in runs[0] for micro in batch for s in micro["skipped"]}
+        for before, after, again in zip(intact, map(join, runs[0]), map(join, runs[1]), strict=True):
+            assert after["key"] == again["key"]
+            assert torch.equal(after["image"], again["image"])
+            for i, position in enumerate(before["position"].tolist()):
+                was_lost = 9 <= int(before["key"][i][-2:]) < 23
+                assert was_lost == (position in skipped) == (before["key"][i] != after["key"][i])
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory, write_dataset) -> Path:
+    folder = tmp_path_factory.mktemp("mixed")
+    write_dataset(folder, {"ct": [12, 9], "fundus": [11]})
+    return folder
+
+
+class TestHounsfield:
+    """CT, stored as int16, beside 8-bit pictures."""
+
+    def test_what_a_method_sees_is_the_windowed_crop(self, mixed, draw_image):
+        """Against plain NumPy, whatever the other samples of the micro-batch are."""
+        config = StreamConfig(root=str(mixed), image_size=32, patch_size=8, seed=3)
+        for micro in (1, 2, 8):
+            stream = SampleStream(config, ORDER, 0, 1, micro)
+            for batch in stream.batches(0):
+                seen = join(batch)
+                for i, position in enumerate(seen["position"].tolist()):
+                    number = int(seen["key"][i][-2:])
+                    image = draw_image(number, "ct" if number < 21 else "fundus")
+                    low, high = seen["window"][i].numpy()
+                    if number % 2 and number > 20:
+                        assert (low, high) == (0, 255)
+                        continue  # a JPEG
+                    rng = sample_rng(3, 0, position, "crop")
+                    crop = random_crop(rng, *image.shape[:2], scale=(0.2, 1), ratio=(3 / 4, 4 / 3), flip=True)
+                    pixels = apply_crop(image, crop, 32).astype(np.float32)
+                    expected = np.clip((pixels - low) / (high - low), 0, 1)
+                    planes = np.broadcast_to(
+                        expected if expected.ndim == 2 else expected.transpose(2, 0, 1), (3, 32, 32)
+                    )
+                    np.testing.assert_array_equal(seen["image"][i].numpy(), planes)
+
+    def test_types_and_channels_of_a_micro_batch(self, mixed):
+        kinds = set()
+        for batch in stream_of(mixed).batches(1):
+            for micro in batch:
+                numbers = [int(key[-2:]) for key in micro["key"]]
+                is_color = any(n > 20 and n % 5 for n in numbers)
+                assert micro["image"].shape[1] == (3 if is_color else 1)
+                has_ct = any(n < 21 for n in numbers)
+                assert micro["image"].dtype == (torch.int16 if has_ct else torch.uint8)
+                kinds.add((has_ct, is_color))
+        assert {(True, True), (True, False), (False, True)} <= kinds
+
+    def test_ranks_workers_and_resume_change_nothing(self, mixed):
+        whole = [join(batch) for batch in stream_of(mixed, micro=8).batches(2)]
+        for rank in (0, 1):
+            parts = stream_of(mixed, rank, 2, micro=1, num_workers=1).batches(2, 1)
+            for part, batch in zip(map(join, parts), whole[1:], strict=True):
+                for name, value in batch.items():
+                    mine = value[4 * rank : 4 * rank + 4]
+                    assert part[name] == mine if name == "key" else torch.equal(part[name], mine), name
+
+    def test_windows_are_drawn_as_configured(self, mixed):
+        config = WindowConfig(names=("brain",), level_jitter=0, width_jitter=0)
+        for settings, window in (({"ct_windows": config}, [0, 80]), ({"augment": False}, [-1000, 1000])):
+            for batch in stream_of(mixed, **settings).batches(0):
+                for key, found in zip(join(batch)["key"], join(batch)["window"].tolist(), strict=True):
+                    assert found == (window if int(key[-2:]) < 21 else [0, 255])
+        windows = torch.cat([join(b)["window"] for e in range(8) for b in stream_of(mixed).batches(e)])
+        windows = windows[windows[:, 1] != 255]
+        assert len(windows.unique(dim=0)) > 0.95 * len(windows)  # jittered
+        widths = windows[:, 1] - windows[:, 0]
+        nearest = [min(CT_WINDOWS, key=lambda n: abs(CT_WINDOWS[n][1] / w - 1)) for w in widths.tolist()]
+        assert set(nearest) == set(CT_WINDOWS)
+
+
+def test_a_fault_of_the_environment_comes_out_of_a_worker_as_it_is(root, tmp_path, write_dataset):
+    """And is no bad sample."""
+    write_dataset(tmp_path, {"fundus": [9, 14, 11], "xray": [12]})
+    stream = stream_of(tmp_path, num_workers=1, bad_samples="skip")
+    for folder in ("fundus", "xray"):
+        for shard in (tmp_path / folder).glob("*.tar"):
+            shard.unlink()
+            shard.symlink_to(shard)  # opening it fails, but not for want of a file
+    with pytest.raises(EnvironmentFault, match=r"tar: cannot be read: Too many levels"):
+        list(stream.batches(0))
+
+
 def test_a_bug_in_a_worker_is_not_taken_for_its_death():
     def failing(error: Exception) -> Iterator[MicroBatch]:
         raise error
@@ -332,7 +458,7 @@ from pathlib import Path
 from shards.order import OrderConfig
 from shards.stream import SampleStream, StreamConfig
 
-config = StreamConfig(root=Path(sys.argv[1]), image_size=32, num_workers=2)
+config = StreamConfig(root=sys.argv[1], image_size=32, num_workers=2)
 stream = SampleStream(config, OrderConfig(global_batch_size=8), 0, 1, 8)
 batches = stream.batches(0)
 next(batches)

@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from frepa_dist.evaluate.views import Grid, list_images, list_views, read_pixels, stack_images
+from frepa_dist.evaluate.views import (
+    Grid,
+    _center_view,
+    list_images,
+    list_views,
+    read_pixels,
+    stack_images,
+)
 from shards.build import BuildConfig, build_dataset
+from shards.reader import Sample
 from shards.support.errors import ConfigError, DataError
+from shards.views import StreamConfig
 
 GRID = Grid(64, 16)
 
@@ -67,6 +76,17 @@ def test_strongest_patches_lie_on_the_detail(tmp_path):
     ((load,),) = list_views(tmp_path, GRID, num=1, modality="histopathology").values()
     # the centered square starts at column 32: the detail is the patch in row 2, column 1 of four
     assert load().hf_order[0] == 2 * 4 + 1
+
+
+def test_ct_is_shown_in_the_reference_window():
+    hounsfield = np.arange(-1024, 3072, dtype=np.int16).reshape(64, 64)
+    sample = Sample("key", hounsfield, np.ones((16, 16), np.uint8), num_bytes=0)
+    view = _center_view(sample, StreamConfig(root=".", image_size=64, patch_size=16, hf_keep=1.0))
+    assert view.image.dtype == np.uint8
+    assert view.image.shape == (3, 64, 64)
+    expected = np.clip((hounsfield + 1000) / 2000, 0, 1) * 255
+    assert np.abs(view.image[0] - expected).max() <= 0.501
+    assert np.array_equal(view.image[0], view.image[2])
 
 
 def test_choice_is_seeded_and_without_repeats(dataset):

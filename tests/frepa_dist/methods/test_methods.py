@@ -49,6 +49,7 @@ def whole_batch():
     generator = torch.Generator().manual_seed(0)
     return {
         "image": torch.randint(0, 256, (NUM_SAMPLES, 3, 32, 32), dtype=torch.uint8, generator=generator),
+        "window": torch.tensor([[0.0, 255.0]]).repeat(NUM_SAMPLES, 1),
         "hf_indices": torch.rand(NUM_SAMPLES, 16, generator=generator).argsort(1)[:, :4],
         "mask_noise": torch.rand(NUM_SAMPLES, 16, generator=generator),
         "slot": torch.arange(NUM_SAMPLES),
@@ -170,7 +171,7 @@ def test_z_is_the_mean_of_the_visible_patches_after_the_final_norm(monkeypatch):
     targets = method.targets(nets, batch, LATE)
     method.losses(nets, batch, targets, targets, LATE, ThreadComm(1))
     keep = batch["mask_noise"].argsort(1)[:, :4]
-    tokens = nets["student"].encode(normalize_images(batch["image"], MODEL), keep)
+    tokens = nets["student"].encode(normalize_images(batch, MODEL), keep)
     torch.testing.assert_close(seen[0].z, tokens[:, 1:].mean(1))
 
 
@@ -250,9 +251,14 @@ def test_schedules():
 
 
 def test_images_are_normalized_in_float32():
-    images = whole_batch()["image"]
+    batch = whole_batch()
+    images = batch["image"]
     mean, std = torch.tensor(MODEL.mean).view(3, 1, 1), torch.tensor(MODEL.std).view(3, 1, 1)
-    torch.testing.assert_close(normalize_images(images, MODEL), (images.float() / 255 - mean) / std)
+    torch.testing.assert_close(normalize_images(batch, MODEL), (images.float() / 255 - mean) / std)
+    window = torch.tensor([[-160.0, 240.0]]).repeat(NUM_SAMPLES, 1)
+    ct = torch.randint(-1024, 3072, (NUM_SAMPLES, 1, 32, 32), dtype=torch.int16)
+    expected = (((ct.float() + 160) / 400).clamp(0, 1) - mean) / std
+    torch.testing.assert_close(normalize_images({"image": ct, "window": window}, MODEL), expected)
 
 
 def test_a_term_of_weight_0_stays_out_of_the_graph():
@@ -288,6 +294,17 @@ def test_the_auxiliary_encoder_has_a_critic_and_a_term_of_its_own(aux_weights, h
     cut, _, _ = train_step(config, nets, 2, 2)
     for name, gradient in whole.items():
         torch.testing.assert_close(cut[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_the_auxiliary_encoder_sees_what_the_student_sees(aux_weights):
+    config = RetMaeConfig(model=MODEL, hmi=None, aux=AuxConfig(model="test_vit", weights=aux_weights))
+    nets, batch, method = build(config), whole_batch(), create_method(config)
+    expected = nets["auxiliary"](batch["image"] / 255)
+    torch.testing.assert_close(method.targets(nets, batch, LATE)["auxiliary"], expected)
+    shifted = {"image": batch["image"].short() * 4 - 500, "window": 4 * batch["window"] - 500}
+    torch.testing.assert_close(
+        method.targets(nets, {**batch, **shifted}, LATE)["auxiliary"], expected, atol=1e-4, rtol=0
+    )
 
 
 def test_the_auxiliary_encoder_runs_in_the_compute_dtype(aux_weights):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from cluster.launch import launch_training
 from frepa_dist.runs import find_checkpoint, list_checkpoints, read_json_lines, read_metrics
 from shards.build import BuildConfig, build_dataset
+from shards.dataset import load_snapshot, read_index
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]
 
@@ -189,6 +191,28 @@ def error_line(result: subprocess.CompletedProcess[str]) -> str:
     lines = [line for line in result.stderr.splitlines() if line.startswith("frepa: error: ")]
     assert lines, result.stderr
     return lines[0]
+
+
+def test_a_damaged_sample_is_replaced_counted_and_reported(dataset, tmp_path):
+    damaged = tmp_path / "shards"
+    shutil.copytree(dataset, damaged)
+    (shard,) = damaged.glob("fundus/*.tar")
+    data = bytearray(shard.read_bytes())
+    row = read_index(damaged, load_snapshot(damaged).shards[0]).slice(5, 1).to_pylist()[0]
+    data[row["image_offset"] + row["image_size"] // 2] ^= 1
+    shard.write_bytes(data)
+    changes = {"train.micro_batch_size": 8, "train.steps": 3, "train.zero_stage": 0}
+    result = frepa(*arguments(damaged, tmp_path / "one", **changes), num_ranks=1)
+    assert result.returncode == 3
+    assert f"sample {row['key']}" in error_line(result)
+    changes["data.bad_samples"] = "skip"
+    result = frepa(*arguments(damaged, tmp_path / "two", **changes), num_ranks=1)
+    assert result.returncode == 0, result.stderr
+    events = read_json_lines(tmp_path / "two" / "events.jsonl")
+    (skipped,) = [event for event in events if event["event"] == "sample_skipped"]
+    assert row["key"] in skipped["sample"]
+    shares = [record["data/skipped"] for record in read_metrics(tmp_path / "two")]
+    assert sorted(shares) == [0, 0, 1 / 8]
 
 
 def test_a_used_run_folder_is_refused(uninterrupted, dataset):

@@ -15,16 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import shards.formats
-from shards.formats import (
-    REASONS,
-    Unreadable,
-    check_pixels,
-    decode_image,
-    decode_page,
-    read_header,
-    scale_to_8_bit,
-)
+import shards.formats.pictures
+from shards.blobs import BytesBlob
+from shards.formats.common import REASONS, Header, ReadOptions, Unreadable
+from shards.formats.pictures import check_pixels, decode_image, decode_page, open_picture, read_header
+from shards.intensity import IntensityRule, measure_window, scale_to_8_bit
 from tests.shards.images import draw, encode
 
 COLOR, GREY = draw(0), draw(1, channels=1)
@@ -34,6 +29,10 @@ def save(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def header_of(data: bytes) -> Header:
+    return read_header(BytesBlob(data))
 
 
 def reason_of(data: bytes, **options: int) -> str:
@@ -154,7 +153,8 @@ def deep_tiff(pixels: np.ndarray, orientation: int) -> bytes:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_of_16_bit_color(orientation):
     plain, turned = (decode_image(deep_tiff(COLOR.astype(int) * 5, number)) for number in (1, orientation))
-    np.testing.assert_allclose(plain, scale_to_8_bit(COLOR), atol=1)
+    expected = scale_to_8_bit(COLOR, measure_window([COLOR], IntensityRule()))
+    np.testing.assert_allclose(plain, expected, atol=1)
     np.testing.assert_array_equal(turned, turn(plain, orientation))
 
 
@@ -196,7 +196,6 @@ def test_floats_with_nan():
     assert decoded[4, 4] == 255
     assert decoded[0, 0] == 0
     assert decoded[-1, -1] == 255
-    assert (scale_to_8_bit(np.full((2, 2), np.nan)) == 0).all()
 
 
 def test_pages_of_a_tiff():
@@ -204,15 +203,75 @@ def test_pages_of_a_tiff():
     data = save(
         Image.fromarray(pages[0]), "TIFF", save_all=True, append_images=map(Image.fromarray, pages[1:])
     )
-    assert read_header(data).num_pages == 3
+    assert header_of(data).num_units == 3
     for number, page in enumerate(pages):
         np.testing.assert_array_equal(decode_image(data, page=number), page)
+
+
+def test_pages_are_independent_of_each_other():
+    pages = [Image.fromarray(draw(seed)) for seed in range(3)]
+    pages[1] = Image.fromarray(COLOR)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = save(pages[0], "TIFF", save_all=True, append_images=pages[1:], exif=exif)
+    with open_picture(BytesBlob(data), ReadOptions()) as opened:
+        for number in (2, 0, 1, 2):
+            np.testing.assert_array_equal(opened.decode(number).pixels, decode_image(data, page=number))
+        with pytest.raises(Unreadable):
+            opened.decode(3)
+        np.testing.assert_array_equal(opened.decode(1).pixels, decode_image(data, page=1))
+        assert len(list(opened.arrays())) == 3
+    np.testing.assert_array_equal(decode_image(data, page=0), turn(draw(0), 6))
+
+
+def test_deep_pixels_stay_deep_until_they_are_stored():
+    deep = COLOR.astype(np.uint16) * 200
+    for suffix in (".png", ".tiff"):
+        _, buffer = cv2.imencode(suffix, deep[:, :, ::-1])
+        np.testing.assert_array_equal(decode_page(bytes(buffer)).pixels, deep)
+        _, buffer = cv2.imencode(suffix, deep[:, :, 0])
+        pixels = decode_page(bytes(buffer)).pixels
+        assert pixels.dtype == np.uint16
+        np.testing.assert_array_equal(pixels, deep[:, :, 0])
+    signed = (GREY.astype(np.int16) - 100) * 9
+    ok, buffer = cv2.imencode(".tiff", signed)
+    assert ok
+    pixels = decode_page(bytes(buffer)).pixels
+    assert pixels.dtype == np.float32
+    np.testing.assert_array_equal(pixels, signed)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP", "WEBP"])
+def test_headers(kind):
+    assert header_of(encode(COLOR, kind)) == Header(kind.lower(), 1, *COLOR.shape[:2], channels=3)
+    if kind != "WEBP":
+        assert header_of(encode(GREY, kind)) == Header(kind.lower(), 1, *GREY.shape, channels=1)
+
+
+def test_headers_of_deep_pictures():
+    for suffix in (".png", ".tiff"):
+        for pixels, channels in ((COLOR, 3), (GREY, 1)):
+            _, buffer = cv2.imencode(suffix, pixels.astype(np.uint16) * 200)
+            header = header_of(bytes(buffer))
+            assert (header.is_deep, header.channels) == (True, channels)
+
+
+def test_headers_are_read_from_the_head(monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 255, (400, 300, 3)).astype(np.uint8)
+    for kind, needs_all in (("PNG", False), ("JPEG", False), ("BMP", False), ("TIFF", True)):
+        blob, reads = BytesBlob(encode(noise, kind)), []
+        monkeypatch.setattr(blob, "read", lambda reads=reads, blob=blob: (reads.append(1), blob._data)[1])
+        assert read_header(blob).height == 400
+        assert bool(reads) == needs_all
+    # metadata longer than the head
+    exif = save(Image.fromarray(noise), "JPEG", icc_profile=bytes(200_000))
+    assert header_of(exif).width == 300
 
 
 def test_an_animation_counts_as_its_first_frame():
     frames = [Image.fromarray(draw(seed)) for seed in range(2)]
     data = save(frames[0], "PNG", save_all=True, append_images=frames[1:])
-    assert read_header(data).num_pages == 1
+    assert header_of(data).num_units == 1
     np.testing.assert_array_equal(decode_image(data), draw(0))
 
 
@@ -273,7 +332,7 @@ def test_flat_and_tiny_pixels_are_refused():
 
 
 def test_a_bug_of_ours_is_not_bad_data(monkeypatch):
-    monkeypatch.setattr(shards.formats, "_is_deep_color", lambda *args: None + 1)
+    monkeypatch.setattr(shards.formats.pictures, "_is_deep_color", lambda *args: None + 1)
     with pytest.raises(TypeError):
         decode_image(encode(COLOR))
 
