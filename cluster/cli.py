@@ -56,9 +56,9 @@ def pretrain(config: str, overrides: tuple[str, ...], num_ranks: int | None, mas
     from cluster.launch import default_num_ranks, launch_training
     from frepa_dist.config import RunConfig
     from frepa_dist.runs import check_unused
-    from shards.order import check_batch_sizes
+    from shards.read.order import check_batch_sizes
+    from shards.read.views import open_snapshot
     from shards.support.settings import load_settings
-    from shards.views import open_snapshot
 
     # what can be found wrong in a second is said before the ranks start
     run = load_settings(RunConfig, config, overrides)

@@ -50,7 +50,7 @@ def build(
     `filename`. Interrupted, it goes on where it stopped when started again; of a source that has grown, it
     adds what is new. The same input gives the same bytes.
     """
-    from shards.build import BuildConfig, build_dataset, plan_build
+    from shards.builder.build import BuildConfig, build_dataset, plan_build
     from shards.support.settings import apply_overrides, merge, read_config, validate
 
     given = {key: value for key, value in options.items() if value is not None}
@@ -74,7 +74,7 @@ def build(
 @JOBS
 def verify(dest: str, deep: bool, snapshot: str | None, jobs: int | None) -> None:
     """Check the dataset at DEST against its snapshot; every problem is named. Exit code 3 if there is one."""
-    from shards.verify import verify_dataset
+    from shards.audit.verify import verify_dataset
 
     report = verify_dataset(dest, deep=deep, snapshot=snapshot, jobs=jobs or 0)
     for line in report.lines():
@@ -90,7 +90,7 @@ def verify(dest: str, deep: bool, snapshot: str | None, jobs: int | None) -> Non
 @JOBS
 def stats(dest: str, out: Path | None, num: int, seed: int, jobs: int | None) -> None:
     """Tell what the dataset at DEST holds: a table, and a page with plots and images with their HF tokens."""
-    from shards.stats import dataset_stats, write_stats_page
+    from shards.audit.stats import dataset_stats, write_stats_page
 
     found = dataset_stats(dest, num=num, seed=seed, jobs=jobs or 0)
     for line in found.lines():
@@ -107,7 +107,7 @@ def stats(dest: str, out: Path | None, num: int, seed: int, jobs: int | None) ->
 @JOBS
 def merge_command(sources: tuple[str, ...], dest: str, rename: tuple[str, ...], jobs: int | None) -> None:
     """Join the datasets SOURCES into DEST, a new dataset or one that is there."""
-    from shards.merge import merge_datasets
+    from shards.audit.merge import merge_datasets
 
     report = merge_datasets(sources, dest, rename=_parse_renames(rename), jobs=jobs or 0)
     for line in report.lines():
@@ -132,9 +132,9 @@ def rehf(dest: str, modality: str, config: str | None, jobs: int | None, overrid
 
     Parameters start from the modality's defaults: --set hf.cutoff_cycles=20
     """
-    from shards.hf_tokens import HFParams
-    from shards.modalities import find_modality
-    from shards.rehf import rehf_dataset
+    from shards.audit.rehf import rehf_dataset
+    from shards.hf.modalities import find_modality
+    from shards.hf.tokens import HFParams
     from shards.support.settings import apply_overrides, read_config, validate
 
     start = {"hf": find_modality(modality).hf.model_dump()}
@@ -168,7 +168,7 @@ def tune_hf_command(
 ) -> None:
     """Search the HF parameters that keep the vessels or lesions of IMAGES with masks in the kept tokens."""
     from shards.support.settings import apply_overrides, validate
-    from shards.tune_hf import TuneConfig, tune_hf
+    from shards.tune.search import TuneConfig, tune_hf
 
     given = {key: value for key, value in options.items() if value not in (None, ())}
     config = validate(TuneConfig, apply_overrides(given, overrides), where="frepa shards tune-hf")

@@ -8,11 +8,11 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from frepa_dist.methods.registry import MethodConfig
-from shards.order import OrderConfig
-from shards.stream import StreamConfig
+from shards.read.order import OrderConfig
+from shards.read.stream import StreamConfig
+from shards.read.views import AccessConfig, PlaceName
+from shards.read.windows import WindowConfig
 from shards.support.settings import Settings
-from shards.views import AccessConfig, PlaceName
-from shards.windows import WindowConfig
 
 # keys of DeepSpeed's own configuration that this system decides; passing them through would contradict it
 OWNED_DEEPSPEED_KEYS = frozenset(
@@ -45,7 +45,7 @@ class DataConfig(AccessConfig):
         crop_ratio: range of the crop's aspect ratio (width / height).
         flip: whether half of the views are mirrored left to right.
         ct_windows: which windows the views of CT are shown in.
-        num_streams: streams of the order (shards.order); None chooses one that divides the batch.
+        num_streams: streams of the order (shards.read.order); None chooses one that divides the batch.
         modality_weights: passes over a modality in one epoch, 1 where not named.
         num_workers: loader processes per rank; 0 reads in the training process.
         bad_samples: `fail` stops at a damaged sample, `skip` replaces it by another and reports it.

@@ -23,12 +23,12 @@ from frepa_dist.config import RunConfig
 from frepa_dist.evaluate.features import load_encoder
 from frepa_dist.models.vit_mae import VIT_SIZES, MaskedAutoencoderViT
 from frepa_dist.runs import ENVIRONMENT, load_student
-from shards.atomic import writing_to
 from shards.dataset import load_snapshot
+from shards.read.views import AccessConfig
 from shards.schema import Counts
+from shards.stores.atomic import writing_to
 from shards.support.errors import ConfigError, DataError
 from shards.support.settings import dump_yaml
-from shards.views import AccessConfig
 
 ARCHITECTURES = {
     "tiny": "vit_tiny_patch16_224",

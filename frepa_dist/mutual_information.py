@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from shards.draws import sample_rng
+from shards.read.draws import sample_rng
 from shards.support.errors import ConfigError
 
 EstimatorName = Literal["dv", "smile", "infonce", "js", "cosine"]

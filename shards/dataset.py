@@ -22,7 +22,7 @@ from shards.schema import (
     hf_tar_path,
     index_path,
 )
-from shards.store import MissingFile, Store, open_store
+from shards.stores.store import MissingFile, Store, open_store
 from shards.support.errors import DataError
 
 _CHUNK_BYTES = 1 << 22

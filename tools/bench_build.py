@@ -28,12 +28,12 @@ from typing import Any, NamedTuple
 import cv2
 from bench_sources import KINDS
 
-import shards.blobs
-import shards.objects
-import shards.samples
-import shards.series
-import shards.writer
-from shards.build import BuildConfig, build_dataset, plan_build
+import shards.builder.objects
+import shards.builder.samples
+import shards.builder.series
+import shards.builder.writer
+import shards.stores.blobs
+from shards.builder.build import BuildConfig, build_dataset, plan_build
 
 SALT = "0123456789abcdef"
 NUM_IMAGES = {"CT": 9_973_332, "MRI": 6_556_603, "others": 1_074_013}  # of Frepa's seven public modalities
@@ -83,23 +83,23 @@ def create_stages() -> Stages:
     """Timers around the build's own functions."""
     stages = Stages()
     for owner, name, stage in (
-        (shards.blobs.FileBlob, "head", "read"),
-        (shards.blobs.FileBlob, "read", "read"),
-        (shards.objects, "content_identity", "hash source"),
-        (shards.objects, "open_object", "decode"),
-        (shards.writer, "_decode", "decode"),
-        (shards.series.VolumeWindows, "prepare", "decode"),
-        (shards.series.VolumeWindows, "window", "decode"),
-        (shards.samples, "to_stored", "intensity, resize"),
-        (shards.samples, "resize_to_canonical", "intensity, resize"),
-        (shards.samples, "check_pixels", "checks, hashes"),
-        (shards.samples, "pixel_hash", "checks, hashes"),
-        (shards.samples, "dhash64", "checks, hashes"),
-        (shards.samples, "encode_hf_members", "HF"),
-        (shards.samples, "_encode", "encode"),
-        (shards.writer, "append_members", "write"),
-        (shards.writer, "file_crc32c", "write"),
-        (shards.writer, "_encode_index", "write"),
+        (shards.stores.blobs.FileBlob, "head", "read"),
+        (shards.stores.blobs.FileBlob, "read", "read"),
+        (shards.builder.objects, "content_identity", "hash source"),
+        (shards.builder.objects, "open_object", "decode"),
+        (shards.builder.writer, "_decode", "decode"),
+        (shards.builder.series.VolumeWindows, "prepare", "decode"),
+        (shards.builder.series.VolumeWindows, "window", "decode"),
+        (shards.builder.samples, "to_stored", "intensity, resize"),
+        (shards.builder.samples, "resize_to_canonical", "intensity, resize"),
+        (shards.builder.samples, "check_pixels", "checks, hashes"),
+        (shards.builder.samples, "pixel_hash", "checks, hashes"),
+        (shards.builder.samples, "dhash64", "checks, hashes"),
+        (shards.builder.samples, "encode_hf_members", "HF"),
+        (shards.builder.samples, "_encode", "encode"),
+        (shards.builder.writer, "append_members", "write"),
+        (shards.builder.writer, "file_crc32c", "write"),
+        (shards.builder.writer, "_encode_index", "write"),
     ):
         stages.wrap(owner, name, stage)
     return stages

@@ -30,9 +30,9 @@ from bench_hf import load_images, synthetic_fundus
 from bench_images import WINDOW, Array, grey_files, real_ct, synthetic_ct, synthetic_mri
 from PIL import Image
 
-from shards import hf_tokens
-from shards.canonical import encode_png
-from shards.crops import apply_crop, crop_shares, random_crop
+from shards.builder.canonical import encode_png
+from shards.hf import tokens as hf_tokens
+from shards.read.crops import apply_crop, crop_shares, random_crop
 
 
 class Codec(NamedTuple):

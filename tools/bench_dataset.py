@@ -16,12 +16,12 @@ import zstandard
 from bench_hf import synthetic_fundus
 from numpy.typing import NDArray
 
-from shards.canonical import encode_png
+from shards.builder.canonical import encode_png
+from shards.builder.tar import append_members, finish_tar
 from shards.dataset import encode_table, file_crc32c, write_snapshot, write_table
-from shards.hf_tokens import HFParams, hf_map, hf_response, hf_scores, rank_tokens
+from shards.hf.tokens import HFParams, hf_map, hf_response, hf_scores, rank_tokens
 from shards.schema import INDEX_SCHEMA, TABLES, Counts, ShardInfo, Snapshot, index_path
-from shards.store import LocalStore
-from shards.tar import append_members, finish_tar
+from shards.stores.store import LocalStore
 
 HF = HFParams()
 

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from shards import hf_tokens
-from shards.modalities import find_modality
+from shards.hf import tokens as hf_tokens
+from shards.hf.modalities import find_modality
 
 Image = npt.NDArray[np.uint8]
 PATCH, KEEP = 16, 0.25

@@ -45,9 +45,9 @@ from PIL import Image
 
 from shards.dataset import load_snapshot
 from shards.decoding import Stored, decode_image
-from shards.kept import exclusion_rows
-from shards.order import OrderConfig, plan_epoch
-from shards.reader import ShardReader
+from shards.read.kept import exclusion_rows
+from shards.read.order import OrderConfig, plan_epoch
+from shards.read.reader import ShardReader
 
 PEERS = {"mosaicml-streaming": "streaming", "litdata": "litdata"}
 BATCH = 64

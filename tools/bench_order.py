@@ -27,10 +27,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from shards.dataset import encode_table, load_snapshot, read_index, write_snapshot, write_table
-from shards.kept import exclusion_rows
-from shards.order import EpochPlan, OrderConfig, plan_epoch
+from shards.read.kept import exclusion_rows
+from shards.read.order import EpochPlan, OrderConfig, plan_epoch
 from shards.schema import DUPLICATES_SCHEMA, INDEX_SCHEMA, Counts, ShardInfo, Snapshot, index_path
-from shards.store import LocalStore
+from shards.stores.store import LocalStore
 
 SAMPLES = {  # of Frepa's pretraining set, which counts seven modalities
     "ct": 9_973_332,

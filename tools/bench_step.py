@@ -46,7 +46,7 @@ def main() -> None:
     from frepa_dist.config import RunConfig
     from frepa_dist.train.engines import process_group
     from frepa_dist.train.loop import Trainer
-    from shards.build import BuildConfig, build_dataset
+    from shards.builder.build import BuildConfig, build_dataset
     from shards.support.settings import load_settings
     from shards.support.telemetry import Telemetry
 

@@ -24,7 +24,7 @@ from pydantic import Field
 from frepa_dist.evaluate.features import Encoder, load_encoder
 from frepa_dist.evaluate.views import View, ViewLoader, list_views, stack_images
 from frepa_dist.spectrum import gaussian_high_pass, gaussian_low_pass
-from shards.draws import sample_rng
+from shards.read.draws import sample_rng
 from shards.support.errors import DataError
 from shards.support.progress import Progress
 from shards.support.settings import Settings

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from frepa_dist.evaluate.views import list_images
-from shards.labels import SPLIT_NAMES
+from shards.builder.labels import SPLIT_NAMES
 from shards.support.errors import ConfigError, DataError
 
 SPLITS = {

@@ -20,7 +20,7 @@ from scipy.stats import rankdata
 
 from frepa_dist.evaluate.features import extract_features, load_encoder
 from frepa_dist.evaluate.labelled import LabeledImages, read_labeled
-from shards.draws import sample_rng
+from shards.read.draws import sample_rng
 from shards.support.errors import DataError
 from shards.support.progress import track
 from shards.support.settings import Settings

@@ -20,7 +20,7 @@ from frepa_dist.evaluate.features import IMAGENET_MEAN, IMAGENET_STD
 from frepa_dist.losses import PATCH_VARIANCE_EPS
 from frepa_dist.models.vit_mae import MaskedAutoencoderViT
 from frepa_dist.spectrum import high_band_share, radial_power_spectrum
-from shards.draws import sample_rng
+from shards.read.draws import sample_rng
 
 MASK_LEVEL = 0.5  # grey in which masked patches are drawn
 FRAME_COLOR = (255, 196, 0)  # of the tokens that are marked

@@ -1,7 +1,7 @@
 """Evaluation views: the center square of an image at an encoder's size, with its patches ranked by detail.
 
 Images come from files or from a dataset of shards. Both take the way of training views without augmentation
-(`shards.views.cut_view`); the response map of a file is computed as the build would have done.
+(`shards.read.views.cut_view`); the response map of a file is computed as the build would have done.
 
 Shapes: S side of a view in pixels, N patches of a view, row-major.
 """
@@ -18,20 +18,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from shards.canonical import resize_to_canonical
-from shards.crops import apply_crop, center_crop
+from shards.builder.canonical import resize_to_canonical
 from shards.dataset import has_dataset
-from shards.draws import sample_rng
 from shards.formats.common import Pixels
 from shards.formats.pictures import SUFFIXES, decode_image
-from shards.hf_tokens import HFParams, hf_map, hf_response
-from shards.kept import KeptSamples, exclusion_rows
-from shards.modalities import find_modality
-from shards.reader import Sample, ShardReader
-from shards.store import is_remote
+from shards.hf.modalities import find_modality
+from shards.hf.tokens import HFParams, hf_map, hf_response
+from shards.read.crops import apply_crop, center_crop
+from shards.read.draws import sample_rng
+from shards.read.kept import KeptSamples, exclusion_rows
+from shards.read.reader import Sample, ShardReader
+from shards.read.views import StreamConfig, cut_view, open_snapshot, three_planes
+from shards.read.windows import to_bytes
+from shards.stores.store import is_remote
 from shards.support.errors import ConfigError, DataError
-from shards.views import StreamConfig, cut_view, open_snapshot, three_planes
-from shards.windows import to_bytes
 
 CANONICAL_SIZE = 512  # the short side at which the HF response of a file is computed
 CELLS_PER_PATCH = 4  # of its response map

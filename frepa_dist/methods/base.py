@@ -117,7 +117,7 @@ class Method(ABC):
 
         Args:
             nets: the networks of `submodules`, by name.
-            batch: a micro-batch of `shards.stream`, on the device.
+            batch: a micro-batch of `shards.read.stream`, on the device.
             targets: what `targets` gave for this micro-batch, (B, D) each.
             pool: the same of the whole global batch in slot order, (G, D) each, no gradient.
             info: where training stands.

@@ -20,8 +20,8 @@ from frepa_dist.models.vit_mae import (
     create_vit_mae,
     load_mae_checkpoint,
 )
+from shards.read.windows import to_unit_range
 from shards.support.settings import Settings
-from shards.windows import to_unit_range
 
 logger = logging.getLogger(__name__)
 

@@ -35,9 +35,9 @@ from frepa_dist.mutual_information import (
     draw_columns,
     mine_loss,
 )
+from shards.read.windows import to_unit_range
 from shards.support.errors import ConfigError
 from shards.support.settings import Settings
-from shards.windows import to_unit_range
 
 
 class MineConfig(Settings):

@@ -25,9 +25,9 @@ from frepa_dist.train.checkpoint import allow_checkpoint_classes, newest_intact
 from frepa_dist.train.engines import World, process_group
 from frepa_dist.train.loop import Trainer
 from frepa_dist.train.records import append_event, describe_environment, write_outcome
-from shards.atomic import replace_text
 from shards.dataset import load_snapshot
-from shards.store import is_remote, lock_folder
+from shards.stores.atomic import replace_text
+from shards.stores.store import is_remote, lock_folder
 from shards.support.errors import ConfigError, DataError, FrepaError
 from shards.support.settings import dump_yaml, load_settings
 from shards.support.telemetry import Telemetry

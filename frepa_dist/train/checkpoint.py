@@ -32,7 +32,7 @@ from frepa_dist.runs import (
 )
 from frepa_dist.train.engines import World
 from frepa_dist.train.submodules import EngineSubmodule, Submodules
-from shards.atomic import replace_text
+from shards.stores.atomic import replace_text
 from shards.support.errors import ConfigError, DataError, DivergedError, EnvironmentFault
 
 

@@ -20,8 +20,8 @@ from frepa_dist.train.engines import World
 from frepa_dist.train.records import Averages, PhaseTimer, append_event, append_line, truncate_metrics
 from frepa_dist.train.schedule import learning_rate
 from frepa_dist.train.submodules import Submodules
-from shards.order import check_batch_sizes
-from shards.stream import MicroBatch, SampleStream
+from shards.read.order import check_batch_sizes
+from shards.read.stream import MicroBatch, SampleStream
 from shards.support.errors import ConfigError, DivergedError
 from shards.support.progress import Progress
 from shards.support.telemetry import Telemetry

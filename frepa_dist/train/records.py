@@ -17,7 +17,7 @@ from torch import Tensor
 
 from frepa_dist.runs import EVENTS, METRICS, OUTCOME, read_metrics
 from frepa_dist.train.engines import World
-from shards.atomic import replace_text
+from shards.stores.atomic import replace_text
 
 
 class PhaseTimer:

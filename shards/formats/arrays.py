@@ -23,7 +23,6 @@ from typing import IO, Any
 
 import numpy as np
 
-from shards.blobs import Blob
 from shards.formats.common import (
     MAX_UNITS,
     Decoded,
@@ -38,6 +37,7 @@ from shards.formats.common import (
 )
 from shards.formats.magic import HEAD_BYTES
 from shards.formats.volumes import check_claim, collect, to_format_type
+from shards.stores.blobs import Blob
 
 _CHANNELS = (1, 3)
 _NUM_LOOKED_AT = 9  # images of an array, evenly spread, to see whether it is in Hounsfield units

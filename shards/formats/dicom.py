@@ -25,7 +25,6 @@ from pydicom.filereader import read_partial
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from shards.blobs import Blob
 from shards.formats.common import (
     MAX_UNITS,
     Decoded,
@@ -41,6 +40,7 @@ from shards.formats.common import (
 from shards.formats.dicom_facts import collect_facts, find_place, find_volume, number_of, text_of
 from shards.formats.dicom_pixels import PIXEL_KEYWORDS, to_modality_values
 from shards.formats.magic import HEAD_BYTES
+from shards.stores.blobs import Blob
 
 _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)  # float, double, integers
 _UNDEFINED_LENGTH = 0xFFFFFFFF

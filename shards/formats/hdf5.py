@@ -13,10 +13,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from shards.blobs import Blob
 from shards.formats.arrays import ArrayObject, Layout, describe, find_layout
 from shards.formats.common import Header, Opened, ReadOptions, Unreadable, decoder_faults
 from shards.formats.volumes import check_claim
+from shards.stores.blobs import Blob
 
 _CACHE_BYTES = 64 << 20  # of inflated chunks, so that slices of one chunk inflate it once
 _MAX_CHUNK_BYTES = 1 << 30

@@ -21,7 +21,6 @@ import nibabel
 import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
 
-from shards.blobs import Blob
 from shards.formats.common import (
     MAX_UNITS,
     Decoded,
@@ -37,6 +36,7 @@ from shards.formats.common import (
 )
 from shards.formats.magic import HEAD_BYTES, inflate_head
 from shards.formats.volumes import check_claim, inflate_gzip, to_format_type
+from shards.stores.blobs import Blob
 
 _HEADER_BYTES = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
 _AXES = {"sagittal": 0, "coronal": 1, "axial": 2}

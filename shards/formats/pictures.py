@@ -18,7 +18,6 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from shards.blobs import Blob
 from shards.formats.common import (
     DEFAULT_MAX_PIXELS,
     Decoded,
@@ -32,8 +31,9 @@ from shards.formats.common import (
     quiet,
     readable,
 )
+from shards.formats.intensity import IntensityRule, to_stored
 from shards.formats.magic import HEAD_BYTES, sniff
-from shards.intensity import IntensityRule, to_stored
+from shards.stores.blobs import Blob
 
 HIGHEST_MAX_PIXELS = 178_000_000  # Pillow refuses more by itself (2 x its MAX_IMAGE_PIXELS)
 

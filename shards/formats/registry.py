@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from shards.blobs import Blob
 from shards.formats import pictures
 from shards.formats.common import Header, Opened, ReadOptions, Unreadable, missing_reader
 from shards.formats.magic import HEAD_BYTES, sniff
+from shards.stores.blobs import Blob
 
 __all__ = ["claims_image", "open_object", "read_header", "sniff"]
 

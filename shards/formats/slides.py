@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 import openslide
 
-from shards.blobs import Blob, FileBlob
 from shards.formats import pictures
 from shards.formats.common import (
     MAX_UNITS,
@@ -34,6 +33,7 @@ from shards.formats.common import (
     decoder_faults,
     readable,
 )
+from shards.stores.blobs import Blob, FileBlob
 
 _MIN_CHROMA = 20  # of 255: how far the channels of tissue lie apart at least
 _MIN_VALUE = 50  # of 255: darker is the edge of the slide, or a fold of dirt

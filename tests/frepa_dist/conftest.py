@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from frepa_dist.config import RunConfig
 from frepa_dist.models.vit_mae import create_vit_mae
 from frepa_dist.runs import CONFIG, checkpoint_name
-from shards.build import BuildConfig, build_dataset
+from shards.builder.build import BuildConfig, build_dataset
 from shards.dataset import load_snapshot
 from shards.support.settings import dump_yaml
 

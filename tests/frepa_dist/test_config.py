@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 import frepa_dist.train.__main__ as train
 from frepa_dist.config import RunConfig, TrainConfig
-from shards.access import RemoteConfig
+from shards.read.access import RemoteConfig
 from shards.support.errors import ConfigError
 from shards.support.settings import dump_yaml, find_config, load_settings, parse_yaml
 

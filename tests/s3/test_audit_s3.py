@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import pytest
+from tests.shards.read.images import read_tree
 
+from shards.audit.merge import merge_datasets
+from shards.audit.rehf import rehf_dataset
+from shards.audit.stats import dataset_stats
+from shards.audit.verify import verify_dataset
 from shards.dataset import load_snapshot, read_index
-from shards.hf_tokens import HFParams
-from shards.merge import merge_datasets
-from shards.rehf import rehf_dataset
+from shards.hf.tokens import HFParams
 from shards.schema import hf_tar_path, index_path
-from shards.stats import dataset_stats
-from shards.store import BUILD_LOCK, open_store
+from shards.stores.store import BUILD_LOCK, open_store
 from shards.support.errors import DataError, EnvironmentFault
-from shards.verify import verify_dataset
 from tests.s3.proxy import ALWAYS
-from tests.shards.images import read_tree
 from tests.shards.whole import write_whole
 
 OTHER = HFParams(fov="none", cutoff_cycles=20)

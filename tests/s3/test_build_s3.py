@@ -10,17 +10,17 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.shards.read.images import draw, encode, read_tree, write_images
+from tests.shards.test_build_volumes import draw_volume, write_series
 
-import shards.prepare
-from shards.build import plan_build
+import shards.builder.prepare
+from shards.builder.build import plan_build
 from shards.dataset import load_snapshot
-from shards.store import BUILD_LOCK, open_store
+from shards.stores.store import BUILD_LOCK, open_store
 from shards.support.errors import ConfigError, EnvironmentFault
 from tests.s3.proxy import ALWAYS, LISTING
 from tests.shards.building import active_rows, build, make_config, table_of
 from tests.shards.formats.made import make_nifti
-from tests.shards.images import draw, encode, read_tree, write_images
-from tests.shards.test_build_volumes import draw_volume, write_series
 
 
 @pytest.fixture
@@ -91,13 +91,13 @@ def test_growth_change_and_loss_in_s3(s3, tmp_path, monkeypatch):
     s3.put("in/6.png", encode(draw(6)))
     s3.delete("in/2.png")
 
-    def lose(part: object, *args: object, save=shards.prepare.save_part) -> None:
+    def lose(part: object, *args: object, save=shards.builder.prepare.save_part) -> None:
         save(part, *args)
         s3.delete("in/5.png")
         s3.put("in/6.png", encode(draw(66)))
 
     with monkeypatch.context() as patch:
-        patch.setattr("shards.prepare.save_part", lose)
+        patch.setattr("shards.builder.prepare.save_part", lose)
         report = build(source, root)
     change = report.change
     assert (change.num_new, change.num_changed, change.num_vanished, change.num_known) == (2, 1, 1, 3)
@@ -168,8 +168,8 @@ def test_two_builders_at_one_destination(s3, tmp_path):
 
 KILLED_BUILD = """
 import os, signal, sys
-from shards.build import BuildConfig, build_dataset
-from shards.s3_store import S3Store
+from shards.builder.build import BuildConfig, build_dataset
+from shards.stores.s3_store import S3Store
 
 def put_then_die(self, path, data, put=S3Store.write):
     global left

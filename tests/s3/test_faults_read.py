@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from shards.blobs import ChangedObject, open_blob
-from shards.cache import ShardCache
 from shards.dataset import file_crc32c
-from shards.s3 import S3Blob, list_objects
-from shards.s3_requests import Retries, attempt, parse_uri
-from shards.s3_store import S3Store
-from shards.store import MissingFile
+from shards.stores.blobs import ChangedObject, open_blob
+from shards.stores.cache import ShardCache
+from shards.stores.s3 import S3Blob, list_objects
+from shards.stores.s3_requests import Retries, attempt, parse_uri
+from shards.stores.s3_store import S3Store
+from shards.stores.store import MissingFile
 from shards.support.errors import EnvironmentFault
 from tests.s3.proxy import ALWAYS, LISTING
 from tests.s3.server import ACCESS_KEY, SECRET_KEY
@@ -109,7 +109,7 @@ def test_wrong_bytes(stored, faults, way, keep_checksums):
 
 def test_wrong_bytes_of_a_large_object(s3, stored, faults, monkeypatch):
     """What is read in parts is held against the entity tag as a whole."""
-    monkeypatch.setattr("shards.s3.LARGE_BYTES", 1000)
+    monkeypatch.setattr("shards.stores.s3.LARGE_BYTES", 1000)
     with blob(stored).as_file() as path:
         assert path.read_bytes() == DATA
     faults.add("wrong_body", method="GET", attempts=ALWAYS)
@@ -171,7 +171,7 @@ def test_a_pointer_whose_answer_was_lost(s3, faults):
 
 
 def test_uploads_in_parts(s3, faults, monkeypatch):
-    monkeypatch.setattr("shards.s3_store.UPLOAD_PART_BYTES", 5 << 20)
+    monkeypatch.setattr("shards.stores.s3_store.UPLOAD_PART_BYTES", 5 << 20)
     store, data = S3Store(s3.uri, QUICK), bytes(12 << 20)
     faults.add("500", method="PUT", attempts=(2,))  # of three parts
     with store.writing("big.tar") as file:
@@ -274,7 +274,7 @@ def test_deleted_or_changed_since_it_was_listed(s3, size):
 
 
 def test_changed_between_two_parts(s3, faults, monkeypatch):
-    monkeypatch.setattr("shards.s3.LARGE_BYTES", 1000)
+    monkeypatch.setattr("shards.stores.s3.LARGE_BYTES", 1000)
     data = bytes(20 << 20)
     s3.put("data/a.nii", data)
     (found,) = list_objects(f"{s3.uri}/data/", QUICK)

@@ -17,13 +17,13 @@ import pytest
 import torch
 import zstandard
 
+from shards.builder.tar import append_members, finish_tar
 from shards.dataset import encode_table, file_crc32c, write_snapshot, write_table
-from shards.order import OrderConfig
+from shards.read.order import OrderConfig
+from shards.read.stream import MicroBatch, SampleStream, StreamConfig
 from shards.schema import INDEX_SCHEMA, TABLES, Counts, ShardInfo, Snapshot, index_path
-from shards.store import LocalStore
-from shards.stream import MicroBatch, SampleStream, StreamConfig
+from shards.stores.store import LocalStore
 from shards.support.errors import ConfigError, DataError, EnvironmentFault
-from shards.tar import append_members, finish_tar
 from tests.s3.proxy import ALWAYS
 
 ORDER = OrderConfig(global_batch_size=8, num_streams=2, block_shards=2, seed=5)

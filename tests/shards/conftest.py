@@ -13,8 +13,9 @@ import pyarrow as pa
 import pytest
 import zstandard
 
+from shards.builder.tar import append_members, finish_tar
 from shards.dataset import encode_table, file_crc32c, load_snapshot, write_snapshot, write_table
-from shards.hf_tokens import HFParams, hf_map, hf_response, hf_token_indices
+from shards.hf.tokens import HFParams, hf_map, hf_response, hf_token_indices
 from shards.schema import (
     HF_INDEX_SCHEMA,
     INDEX_SCHEMA,
@@ -26,8 +27,7 @@ from shards.schema import (
     hf_tar_path,
     index_path,
 )
-from shards.store import LocalStore
-from shards.tar import append_members, finish_tar
+from shards.stores.store import LocalStore
 
 HF = HFParams(fov="none")
 

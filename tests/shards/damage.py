@@ -6,10 +6,10 @@ import tarfile
 
 import google_crc32c
 
+from shards.audit.findings import KINDS, REMARKS
+from shards.audit.verify import verify_dataset
 from shards.dataset import load_snapshot, read_index
-from shards.findings import KINDS, REMARKS
-from shards.hf_tokens import HFParams
-from shards.verify import verify_dataset
+from shards.hf.tokens import HFParams
 from tests.shards.whole import (
     change_index,
     change_tar,

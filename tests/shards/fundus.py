@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from shards.hf_tokens import HFParams, hf_response_reference, hf_scores, rank_tokens
-from shards.modalities import find_modality
+from shards.hf.modalities import find_modality
+from shards.hf.tokens import HFParams, hf_response_reference, hf_scores, rank_tokens
 
 FUNDUS = find_modality("fundus").hf
 

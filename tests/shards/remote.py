@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
-from shards.store import LocalStore, Store, Stored
+from shards.stores.store import LocalStore, Store, Stored
 from shards.support.errors import EnvironmentFault
 
 

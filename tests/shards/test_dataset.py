@@ -17,7 +17,7 @@ from shards.dataset import (
     write_table,
 )
 from shards.schema import DUPLICATES_SCHEMA, FORMAT_VERSION, QUARANTINE_SCHEMA, Counts, Snapshot, index_path
-from shards.store import LocalStore, MissingFile, Store
+from shards.stores.store import LocalStore, MissingFile, Store
 from shards.support.errors import DataError, EnvironmentFault
 
 

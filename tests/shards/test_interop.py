@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import webdataset as wds
 import zstandard
+from tests.shards.read.images import draw, encode
 
-from shards.build import BuildConfig, build_dataset
+from shards.builder.build import BuildConfig, build_dataset
 from shards.dataset import load_snapshot, read_index, read_table
-from shards.images import ImageSet
-from shards.views import StreamConfig
-from tests.shards.images import draw, encode
+from shards.read.images import ImageSet
+from shards.read.views import StreamConfig
 
 NUM_PICTURES = 9
 

@@ -15,11 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 from PIL import Image
+from tests.shards.read.images import draw
 
-from shards.canonical import dhash64, pixel_hash
+from shards.builder.canonical import dhash64, pixel_hash
+from shards.builder.members import decode_stored, encode_hf_members, encode_npy
+from shards.builder.tar import append_members, finish_tar
 from shards.dataset import encode_table, load_snapshot, write_snapshot, write_table
-from shards.hf_tokens import HFParams
-from shards.members import decode_stored, encode_hf_members, encode_npy
+from shards.hf.tokens import HFParams
 from shards.schema import (
     INDEX_SCHEMA,
     TABLES,
@@ -30,9 +32,7 @@ from shards.schema import (
     canonical_json,
     index_path,
 )
-from shards.store import Store, open_store
-from shards.tar import append_members, finish_tar
-from tests.shards.images import draw
+from shards.stores.store import Store, open_store
 
 HF = HFParams(fov="none")
 PATCH_SIZE, MAP_CELL = 16, 4

@@ -14,10 +14,10 @@ from frepa_dist.evaluate.views import (
     read_pixels,
     stack_images,
 )
-from shards.build import BuildConfig, build_dataset
-from shards.reader import Sample
+from shards.builder.build import BuildConfig, build_dataset
+from shards.read.reader import Sample
+from shards.read.views import StreamConfig
 from shards.support.errors import ConfigError, DataError
-from shards.views import StreamConfig
 
 GRID = Grid(64, 16)
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from cluster.launch import launch_training
 from frepa_dist.runs import find_checkpoint, list_checkpoints, read_json_lines, read_metrics
-from shards.build import BuildConfig, build_dataset
+from shards.builder.build import BuildConfig, build_dataset
 from shards.dataset import load_snapshot, read_index
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]

@@ -16,9 +16,9 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from shards.blobs import BytesBlob
 from shards.formats.common import Decoded, Header, ReadOptions
 from shards.formats.registry import open_object, read_header
+from shards.stores.blobs import BytesBlob
 
 CT, MR, XRAY = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.1"
 

@@ -12,21 +12,21 @@ import pydicom
 import pytest
 from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless
+from tests.shards.read.images import draw, encode
 
 import shards.formats.dicom
 import shards.formats.dicom_pixels
-from shards.blobs import BytesBlob
 from shards.formats.common import ReadOptions, Unreadable
 from shards.formats.dicom import codestream_size, open_dicom
 from shards.formats.magic import HEAD_BYTES
 from shards.formats.registry import read_header
+from shards.stores.blobs import BytesBlob
 from tests.shards.formats.made import (
     decode,
     header_of,
     make_dicom,
     pydicom_file,
 )
-from tests.shards.images import draw, encode
 
 GREY = draw(3, channels=1)
 SIGNED = GREY.astype(np.int16) * 8 - 1000

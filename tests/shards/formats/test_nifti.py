@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import shards.formats.volumes
-from shards.blobs import BytesBlob, FileBlob
 from shards.formats.common import ReadOptions, Unreadable
+from shards.formats.intensity import IntensityRule, measure_window, to_stored
 from shards.formats.magic import HEAD_BYTES
 from shards.formats.nifti import open_nifti
 from shards.formats.registry import open_object, read_header
-from shards.intensity import IntensityRule, measure_window, to_stored
+from shards.stores.blobs import BytesBlob, FileBlob
 from tests.shards.formats.made import decode, header_of, make_nifti
 
 VOLUME = np.random.default_rng(0).integers(0, 3000, (7, 6, 5)).astype(np.int16)  # right, front, top

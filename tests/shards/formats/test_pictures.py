@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tests.shards.read.images import draw, encode
 
 import shards.formats.pictures
-from shards.blobs import BytesBlob
 from shards.formats.common import REASONS, Header, ReadOptions, Unreadable
+from shards.formats.intensity import IntensityRule, measure_window, scale_to_8_bit
 from shards.formats.pictures import check_pixels, decode_image, decode_page, open_picture, read_header
-from shards.intensity import IntensityRule, measure_window, scale_to_8_bit
-from tests.shards.images import draw, encode
+from shards.stores.blobs import BytesBlob
 
 COLOR, GREY = draw(0), draw(1, channels=1)
 

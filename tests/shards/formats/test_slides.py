@@ -10,14 +10,14 @@ import openslide
 import pytest
 import tifffile
 from PIL import Image
+from tests.shards.read.images import draw, encode
 
 import shards.formats.slides
-from shards.blobs import BytesBlob, FileBlob
 from shards.formats.common import ReadOptions, Unreadable
 from shards.formats.registry import open_object
 from shards.formats.slides import tissue_share
+from shards.stores.blobs import BytesBlob, FileBlob
 from tests.shards.formats.made import decode, draw_slide, header_of, make_slide
-from tests.shards.images import draw, encode
 
 PIXELS = draw_slide()
 SLIDE = make_slide(PIXELS)

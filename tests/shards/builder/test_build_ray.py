@@ -1,0 +1,20 @@
+"""The same build on Ray gives the same bytes as on the local pool."""
+
+from __future__ import annotations
+
+import pytest
+from tests.shards.read.images import read_tree, write_images
+
+import shards.builder.scan
+from tests.shards.building import build
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
+
+
+def test_ray_gives_the_same_bytes(tmp_path, monkeypatch):
+    source = write_images(tmp_path / "source", [f"{number:02d}.png" for number in range(70)])
+    here = build(source, tmp_path / "here")
+    monkeypatch.setattr(shards.builder.scan, "_MIN_POOL_OBJECTS", 10)  # the plan runs there, too
+    there = build(source, tmp_path / "there", executor="ray", jobs=2)
+    assert there.snapshot == here.snapshot
+    assert read_tree(tmp_path / "there") == read_tree(tmp_path / "here")
