@@ -91,11 +91,14 @@ def verify(dest: str, deep: bool, snapshot: str | None, jobs: int | None) -> Non
 def stats(dest: str, out: Path | None, num: int, seed: int, jobs: int | None) -> None:
     """Tell what the dataset at DEST holds: a table, and a page with plots and images with their HF tokens."""
     from shards.audit.stats import dataset_stats, write_stats_page
+    from shards.stores.store import is_remote
 
     found = dataset_stats(dest, num=num, seed=seed, jobs=jobs or 0)
     for line in found.lines():
         click.echo(line)
-    out = out or Path(dest.rstrip("/").rsplit("/", 1)[-1] + "-stats.html")
+    if out is None:  # beside a folder; of S3, here
+        place = Path(dest.rstrip("/").rsplit("/", 1)[-1]) if is_remote(dest) else Path(dest).resolve()
+        out = place.with_name(f"{place.name}-stats.html")
     write_stats_page(found, out)
     click.echo(f"page  {out}")
 
@@ -135,12 +138,16 @@ def rehf(dest: str, modality: str, config: str | None, jobs: int | None, overrid
     from shards.audit.rehf import rehf_dataset
     from shards.hf.modalities import find_modality
     from shards.hf.tokens import HFParams
-    from shards.support.settings import apply_overrides, read_config, validate
+    from shards.support.settings import apply_overrides, merge, read_config, validate
 
-    start = {"hf": find_modality(modality).hf.model_dump()}
-    given = read_config(config) if config else {}
-    start["hf"] |= given.get("hf", {})
-    params = validate(HFParams, apply_overrides(start, overrides)["hf"], where=config or "frepa shards rehf")
+    where = config or "frepa shards rehf"
+    start = {"modality": modality, "hf": find_modality(modality).hf.model_dump()}
+    settings = apply_overrides(merge(start, read_config(config) if config else {}), overrides)
+    if unknown := settings.keys() - start.keys():
+        raise ConfigError(f"unknown key {', '.join(sorted(unknown))}", where=where, allowed="hf")
+    if settings["modality"] != modality:
+        raise ConfigError(f"these are parameters of {settings['modality']}, not {modality}", where=where)
+    params = validate(HFParams, settings["hf"], where=where)
     report = rehf_dataset(dest, modality, params, jobs=jobs or 0)
     for line in report.lines():
         click.echo(line)

@@ -8,9 +8,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from frepa_dist.methods.registry import MethodConfig
-from shards.read.order import OrderConfig
-from shards.read.stream import StreamConfig
-from shards.read.views import AccessConfig, PlaceName
+from shards.read.config import AccessConfig, CropRatio, CropScale, PlaceName, StreamConfig
+from shards.read.order import OrderConfig, Weight
 from shards.read.windows import WindowConfig
 from shards.support.settings import Settings
 
@@ -55,12 +54,12 @@ class DataConfig(AccessConfig):
     snapshot: str | None = None
     hf_keep: float = Field(0.25, gt=0, le=1)
     hf_digests: dict[str, str] | None = None
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
+    crop_scale: CropScale = (0.2, 1.0)
+    crop_ratio: CropRatio = (3 / 4, 4 / 3)
     flip: bool = True
     ct_windows: WindowConfig = WindowConfig()
     num_streams: int | None = Field(None, ge=1)
-    modality_weights: dict[str, float] = Field(default_factory=dict)
+    modality_weights: dict[str, Weight] = Field(default_factory=dict)
     num_workers: int = Field(2, ge=0)
     bad_samples: Literal["fail", "skip"] = "fail"
 
@@ -128,6 +127,15 @@ class RunConfig(Settings):
     method: MethodConfig
     data: DataConfig
     train: TrainConfig
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        num_patches = self.method.model.num_patches
+        if not round(self.data.hf_keep * num_patches):  # the mean of no token is not a number
+            raise ValueError(
+                f"data.hf_keep {self.data.hf_keep} keeps none of the {num_patches} patches of a view"
+            )
+        return self
 
     def order_config(self) -> OrderConfig:
         """The settings of the order of samples."""

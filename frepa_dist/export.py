@@ -24,7 +24,7 @@ from frepa_dist.evaluate.features import load_encoder
 from frepa_dist.models.vit_mae import VIT_SIZES, MaskedAutoencoderViT
 from frepa_dist.runs import ENVIRONMENT, load_student
 from shards.dataset import load_snapshot
-from shards.read.views import AccessConfig
+from shards.read.config import AccessConfig
 from shards.schema import Counts
 from shards.stores.atomic import writing_to
 from shards.support.errors import ConfigError, DataError

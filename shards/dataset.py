@@ -22,7 +22,7 @@ from shards.schema import (
     hf_tar_path,
     index_path,
 )
-from shards.stores.store import MissingFile, Store, open_store
+from shards.stores.store import MissingFile, Store, faster_writer, open_store
 from shards.support.errors import DataError
 
 _CHUNK_BYTES = 1 << 22
@@ -41,6 +41,17 @@ def write_snapshot(store: Store, snapshot: Snapshot, before: Snapshot | None) ->
     if digest != (before.hash if before else None):
         store.replace("dataset.json", _pointer(digest), expected)
     return digest
+
+
+def check_current(store: Store, snapshot: Snapshot | None) -> None:
+    """See that a snapshot is still the current one (None: that there is no dataset); hold the lock first.
+
+    Raises:
+        EnvironmentFault: another program has written here since.
+    """
+    found = store.read("dataset.json") if has_dataset(store) else None
+    if found != (_pointer(snapshot.hash) if snapshot else None):
+        raise faster_writer(store.where("dataset.json"))
 
 
 def _pointer(digest: str) -> bytes:

@@ -71,7 +71,10 @@ def unpack_array(data: bytes, dtype: str) -> NDArray[Any]:
         ValueError: it holds something else.
     """
     try:
-        raw = zstandard.ZstdDecompressor().decompress(data, max_output_size=MAX_ARRAY_BYTES)
+        # a frame that claims more than it holds would have that much set aside first
+        if not 0 <= zstandard.frame_content_size(data) <= MAX_ARRAY_BYTES:
+            raise ValueError(f"a zstd frame of unknown size, or of more than {MAX_ARRAY_BYTES} bytes")
+        raw = zstandard.ZstdDecompressor().decompress(data)
     except zstandard.ZstdError as error:
         raise ValueError(str(error)) from error
     shape, found, start = _parse_header(raw[: raw.index(b"\n") + 1])

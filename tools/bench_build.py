@@ -152,7 +152,9 @@ def time_jobs(source: Path, modality: str, jobs: int) -> tuple[float, float]:
             modality=modality, salt=SALT, jobs=jobs, state=Path(name) / "state", shard_bytes=1 << 24
         )
         begin, cpu = time.perf_counter(), used_cpu()
-        num = build_dataset([source], Path(name) / "dataset", config).counts.samples
+        counts = build_dataset([source], Path(name) / "dataset", config).counts
+        assert counts.samples == counts.units, counts
+        num = counts.samples
         return num / (time.perf_counter() - begin), num / (used_cpu() - cpu)
 
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from shards.builder.canonical import encode_png
 from shards.builder.tar import append_members, finish_tar
 from shards.dataset import encode_table, file_crc32c, write_snapshot, write_table
-from shards.hf.tokens import HFParams, hf_map, hf_response, hf_scores, rank_tokens
+from shards.hf.maps import hf_map
+from shards.hf.tokens import HFParams, hf_response, hf_scores, rank_tokens
 from shards.schema import INDEX_SCHEMA, TABLES, Counts, ShardInfo, Snapshot, index_path
 from shards.stores.store import LocalStore
 

@@ -26,7 +26,7 @@ def pictures(num: int, size: int) -> Iterator[NDArray[np.uint8]]:
     """Fundus photographs, no two equal."""
     drawn = [synthetic_fundus(size, np.random.default_rng(seed)) for seed in range(6)]
     for n in range(num):
-        yield np.roll(drawn[n % len(drawn)], n, axis=1)
+        yield np.roll(drawn[n % len(drawn)], (n, n // 512), (0, 1))
 
 
 def write_jpeg(folder: Path, num: int) -> None:
@@ -64,7 +64,7 @@ def write_dicom(folder: Path, num: int, *, is_packed: bool = False) -> None:
         dataset.BitsAllocated = dataset.BitsStored = 16
         dataset.HighBit, dataset.PixelRepresentation = 15, 1
         dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType = 1, 0, "HU"
-        dataset.PixelData = np.roll(drawn[n % len(drawn)], n, axis=0).tobytes()
+        dataset.PixelData = np.roll(drawn[n % len(drawn)], (n, n // 512), (0, 1)).tobytes()
         dataset.file_meta = FileMetaDataset()
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         if is_packed:

@@ -22,13 +22,15 @@ from shards.builder.canonical import resize_to_canonical
 from shards.dataset import has_dataset
 from shards.formats.common import Pixels
 from shards.formats.pictures import SUFFIXES, decode_image
+from shards.hf.maps import hf_map
 from shards.hf.modalities import find_modality
-from shards.hf.tokens import HFParams, hf_map, hf_response
+from shards.hf.tokens import HFParams, hf_response
+from shards.read.config import StreamConfig
 from shards.read.crops import apply_crop, center_crop
 from shards.read.draws import sample_rng
 from shards.read.kept import KeptSamples, exclusion_rows
 from shards.read.reader import Sample, ShardReader
-from shards.read.views import StreamConfig, cut_view, open_snapshot, three_planes
+from shards.read.views import cut_view, open_snapshot, three_planes
 from shards.read.windows import to_bytes
 from shards.stores.store import is_remote
 from shards.support.errors import ConfigError, DataError

@@ -56,6 +56,11 @@ class ModelConfig(Settings):
             raise ValueError("'std' must be positive")
         return self
 
+    @property
+    def num_patches(self) -> int:
+        """N, of a view."""
+        return (self.image_size // self.patch_size) ** 2
+
 
 class ReconstructionConfig(Settings):
     """What every method with a masked autoencoder has.
@@ -74,7 +79,7 @@ class ReconstructionConfig(Settings):
 
     @model_validator(mode="after")
     def _check_masking(self) -> Self:
-        num_kept((self.model.image_size // self.model.patch_size) ** 2, self.mask_ratio)
+        num_kept(self.model.num_patches, self.mask_ratio)
         return self
 
 

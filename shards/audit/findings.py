@@ -61,7 +61,7 @@ class Problem(NamedTuple):
     """Something that is not as it should be.
 
     Attributes:
-        kind: a stable name, see `shards.audit.verify.KINDS`.
+        kind: a stable name, of `KINDS` or `REMARKS`.
         where: the file, relative to the dataset.
         key: of the sample that it concerns, "" where it concerns none or many.
         what: in words.

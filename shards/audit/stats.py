@@ -196,6 +196,34 @@ def dataset_stats(
         for path, result in run_tasks(_measure, tasks, jobs):
             results[path] = result
             progress.update()
+    return Stats(
+        place=store.uri,
+        snapshot=snapshot.hash,
+        created_by=snapshot.created_by,
+        size=snapshot.size,
+        patch_size=snapshot.patch_size,
+        counts=snapshot.counts,
+        modalities=_sum_up(snapshot, results, quarantine, duplicates),
+        num_images=num,
+        seed=seed,
+    )
+
+
+def write_stats_page(stats: Stats, out_html: Path | str) -> None:
+    """Write statistics as one HTML page with plots and images.
+
+    Raises:
+        EnvironmentFault: the page cannot be written.
+    """
+    from shards.audit.stats_page import make_page  # Matplotlib takes .5 s to import
+
+    make_page(stats).write(out_html)
+
+
+def _sum_up(
+    snapshot: Snapshot, results: dict[str, ShardStats], quarantine: pa.Table, duplicates: pa.Table
+) -> list[ModalityStats]:
+    """Add the shards of each modality up."""
     skipped = Counter(duplicates.filter(pc.is_valid(duplicates["shard"]))["modality"].to_pylist())
     left_out = _count_left_out(quarantine, duplicates)
     modalities = []
@@ -218,28 +246,7 @@ def dataset_stats(
                 measured=measured,
             )
         )
-    return Stats(
-        place=store.uri,
-        snapshot=snapshot.hash,
-        created_by=snapshot.created_by,
-        size=snapshot.size,
-        patch_size=snapshot.patch_size,
-        counts=snapshot.counts,
-        modalities=modalities,
-        num_images=num,
-        seed=seed,
-    )
-
-
-def write_stats_page(stats: Stats, out_html: Path | str) -> None:
-    """Write statistics as one HTML page with plots and images.
-
-    Raises:
-        EnvironmentFault: the page cannot be written.
-    """
-    from shards.audit.stats_page import make_page  # Matplotlib takes .5 s to import
-
-    make_page(stats).write(out_html)
+    return modalities
 
 
 def _measure(task: StatsTask) -> tuple[str, ShardStats]:

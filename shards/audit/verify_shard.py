@@ -16,7 +16,8 @@ from shards.audit.verify_tar import check_layout, walk_tar
 from shards.builder.canonical import pixel_hash
 from shards.builder.members import Stored, decode_json, decode_npy, decode_npy_zst, decode_stored
 from shards.dataset import read_hf_index, read_index
-from shards.hf.tokens import HFParams, hf_map, hf_response, hf_scores
+from shards.hf.maps import hf_map
+from shards.hf.tokens import HFParams, hf_response, hf_scores
 from shards.schema import (
     HF_INDEX_SCHEMA,
     HF_MEMBERS,
@@ -234,15 +235,19 @@ def _check_image(task: ShardCheck, row: _Row, data: bytes, findings: Findings) -
     return pixels
 
 
+_IN_BOTH = frozenset({"modality", "source", "labels", "height", "width", "channels", "object", "unit"})
+
+
 def _check_json(task: ShardCheck, row: _Row, data: bytes, findings: Findings) -> None:
-    """Compare KEY.json with the index, where they say the same."""
+    """Compare KEY.json with the index: all that the builder writes in both."""
     try:
         facts, labels = decode_json(data), decode_json(row["labels"].encode())
     except DataError as error:
         findings.add("json", task.shard.path, error.what, key=row["key"], fix=_REBUILD)
         return
     known = {**row, "labels": labels, "modality": task.shard.modality, "source": task.source}
-    differing = sorted(name for name in facts.keys() & known.keys() if facts[name] != known[name])
+    both = (facts.keys() & known.keys()) | _IN_BOTH
+    differing = sorted(name for name in both if name not in facts or facts[name] != known[name])
     if differing:
         what = f"KEY.json and the index differ in {', '.join(differing)}"
         findings.add("json", task.shard.path, what, key=row["key"], fix=_REBUILD)

@@ -24,14 +24,14 @@ from shards.builder.labels import create_labeler
 from shards.builder.plan import Plan
 from shards.builder.plan_files import drop_parts, keys_path, mark_part
 from shards.builder.prepare import Prepared, num_jobs, prepare, run_by_executor
-from shards.builder.publish import publish_part
+from shards.builder.publish import check_extends, publish_part
 from shards.builder.report import ASSUMED_RATE, BuildReport, PlanReport
 from shards.builder.scan import count_text
 from shards.builder.series_members import SeriesMembers
-from shards.builder.sources import Listing, check_places, list_objects
+from shards.builder.sources import Listing, check_labeled, check_places, list_objects
 from shards.builder.state import default_state, open_state
 from shards.builder.writer import ShardResult, ShardTask, read_committed, write_shard
-from shards.dataset import read_table
+from shards.dataset import check_current, has_dataset, load_snapshot, read_table
 from shards.schema import ShardInfo, Snapshot, index_path
 from shards.stores.atomic import remove_temporaries, replace_file
 from shards.stores.store import Store, lock_folder, open_store
@@ -69,6 +69,7 @@ def build_dataset(
         if not any(part.num_units for part in ready.parts):
             raise _no_sample(sources, sum((part.reasons() for part in ready.parts), Counter()))
         with store.lock(ready.salt.owner):
+            check_current(store, ready.snapshot)  # to plan takes hours: another builder may have been faster
             return _Builder(ready, sources, state).build()
 
 
@@ -114,6 +115,8 @@ def _prepared(
 ) -> Iterator[Prepared]:
     """List the sources, hold the state folder, and plan."""
     check_places(sources, store, state)
+    # settings that do not fit are told before hours of listing; `prepare` looks again, holding the state
+    check_extends(load_snapshot(store) if has_dataset(store) else None, config.source_facts())
     listing = _list(sources, config)
     with lock_folder(state, mode=0o700):
         remove_temporaries(state, *(path for path in state.iterdir() if path.is_dir()))
@@ -123,7 +126,12 @@ def _prepared(
 
 def _list(sources: Sequence[Path | str], config: BuildConfig) -> Listing:
     labeler = create_labeler(config.labels, config.label_columns, config.patient_column)
-    return list_objects(sources, labeler, columns=config.label_columns, patient_column=config.patient_column)
+    listing = list_objects(
+        sources, labeler, columns=config.label_columns, patient_column=config.patient_column
+    )
+    if config.labels not in ("none", "folder"):
+        check_labeled(listing, config.labels)
+    return listing
 
 
 class _Builder:

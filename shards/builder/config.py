@@ -93,6 +93,12 @@ class BuildConfig(Settings):
             raise ValueError("size and min_side must be at least patch_size")
         return self
 
+    @model_validator(mode="after")
+    def _has_known_changes(self) -> BuildConfig:
+        """Says what is wrong with `hf` and `intensity` at once, not after hours of listing."""
+        self.hf_params(), self.intensity_rule()
+        return self
+
     @property
     def map_cell(self) -> int:
         """Cell of the response map, in pixels."""

@@ -92,10 +92,17 @@ def _resolve(
 
 
 def _read_csv(data: bytes) -> tuple[list[str], Iterator[Mapping[str, str]]]:
-    reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-    rows = list(reader)  # so that a malformed table is found before anything is done
+    def open_rows() -> csv.DictReader[str]:
+        return csv.DictReader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=""))
+
+    reader = open_rows()
+    for (
+        _
+    ) in reader:  # so that a malformed table is found before anything is done; millions of rows are not held
+        pass
     return list(reader.fieldnames or []), (
-        {column: text for column, text in row.items() if isinstance(column, str) and text} for row in rows
+        {column: text for column, text in row.items() if isinstance(column, str) and text}
+        for row in open_rows()
     )
 
 

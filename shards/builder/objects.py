@@ -172,6 +172,11 @@ def reading_object(uri: str, roots: Sequence[str]) -> Iterator[None]:
         if error.errno in _UNREACHABLE:
             raise _unreachable(uri, os.strerror(error.errno)) from error
         raise Unreadable("unreadable_file", error.strerror or "", where=uri) from error
+    except FrepaError:
+        raise
+    except Exception as error:  # a bug: one object of millions must not end the build without its name
+        error.add_note(f"while reading {uri}")
+        raise
 
 
 def _check_place(uri: str, roots: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from shards.builder.plan import PLAN_SCHEMA, Plan
 from shards.builder.state import read_private, table_facts, write_private
@@ -48,10 +48,12 @@ def save_part(folder: Path, number: int, part: Plan) -> None:
 
 
 def drop_parts(folder: Path, start: int) -> None:
-    """Delete the parts from a number on, the last one first."""
+    """Delete the parts from a number on, the last one first; marks first, so that none meets another part."""
     numbers = [int(path.stem.removeprefix("part-")) for path in folder.glob("part-*.parquet")]
     for number in sorted((number for number in numbers if number >= start), reverse=True):
-        for path in (_part(folder, number), *folder.glob(f"part-{number:03d}.*"), keys_path(folder, number)):
+        part = _part(folder, number)
+        marks = [part.with_suffix(f".{mark}") for mark in get_args(Mark)]
+        for path in (*marks, keys_path(folder, number), part):
             path.unlink(missing_ok=True)
 
 

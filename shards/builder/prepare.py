@@ -26,7 +26,7 @@ from shards.builder.state import Salt
 from shards.dataset import has_dataset, load_snapshot, read_table
 from shards.schema import Snapshot, SourceBuild
 from shards.stores.store import Store, is_remote
-from shards.support.errors import DataError
+from shards.support.errors import ConfigError, DataError
 from shards.workers.pool import available_cores, run_tasks
 
 T = TypeVar("T")
@@ -95,7 +95,7 @@ def prepare(
     """Compare the listed objects with the plan and plan what is new; the state folder is held.
 
     Raises:
-        ConfigError: the settings do not fit the dataset.
+        ConfigError: the settings do not fit the dataset, or the source is not the one built under this name.
         DataError: another state folder, or labels that were changed after they were built.
     """
     facts = config.source_facts()
@@ -106,6 +106,8 @@ def prepare(
     if build is not None:
         check_same_plan(build, [part.digest(salt, facts.settings) for part in parts])
     num_published = len(build.plan_digests) if build is not None else 0
+    if num_published and not any(share_left(part, listing.objects) for part in parts[:num_published]):
+        raise _another_source(facts)  # said before its objects are read
     roots = _find_roots(sources)
     context = _make_context(config, salt, roots, folder / "scan")
 
@@ -113,6 +115,8 @@ def prepare(
         return _read_outcomes(store, snapshot, build, kept[num_published:], retry=config.retry_quarantined)
 
     parts, growth = _settle(folder, parts, num_published, listing, outcomes, context)
+    if num_published and not growth.num_known:
+        raise _another_source(facts)
     if growth.part is not None and (parts or growth.part.num_units):
         save_part(folder, len(parts), growth.part)
     forget_groups(folder / "scan")
@@ -130,6 +134,15 @@ def prepare(
         digests=[part.digest(salt, facts.settings) for part in parts],
         num_published=num_published,
         change=_describe_change(growth, parts[num_published:], listing.num_repeated),
+    )
+
+
+def _another_source(facts: SourceFacts) -> ConfigError:
+    """Make the error of a source that shares no object with the one that was built under its name."""
+    return ConfigError(
+        "the dataset holds a source of this name, and none of its objects is among these",
+        where=f"{facts.modality}/{facts.source}",
+        fix="build other objects under another name (--source-name), or correct the path of the source",
     )
 
 

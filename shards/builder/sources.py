@@ -219,7 +219,8 @@ def check_places(sources: Sequence[Path | str], store: Store, state: Path) -> No
     """Refuse places that would read what is being written, or publish what is private.
 
     Raises:
-        ConfigError: the destination or the state folder lies in a source, or the state in the destination.
+        ConfigError: the destination or the state folder lies in a source, or a source or the state in the
+            destination.
     """
     for source in sources:
         for what, place in (("destination", store.uri), ("state folder", str(state))):
@@ -227,9 +228,28 @@ def check_places(sources: Sequence[Path | str], store: Store, state: Path) -> No
                 raise ConfigError(
                     f"the {what} lies inside the source {source}", where=place, fix="move it out"
                 )
+        if _lies_in(str(source), store.uri):  # its images would be handed on with the dataset, names and all
+            fix = "choose another destination"
+            raise ConfigError("the source lies inside the destination", where=source, fix=fix)
     if _lies_in(str(state), store.uri):
         fix = "choose a state folder outside: it is private, the dataset may be handed on"
         raise ConfigError("the state folder lies inside the destination", where=state, fix=fix)
+
+
+def check_labeled(listing: Listing, table: str) -> None:
+    """Refuse a table of labels that is not of these sources: to add labels later is to build anew.
+
+    Raises:
+        ConfigError: no object has a label or a patient.
+    """
+    objects = listing.objects
+    if not pc.any(pc.or_(pc.not_equal(objects["labels"], "{}"), pc.is_valid(objects["patient"]))).as_py():
+        raise ConfigError(
+            "the table labels no object of the sources",
+            where=table,
+            allowed="in `filename`, paths relative to the table's folder; in `uri`, whole ones",
+            fix="correct the names, or move the table",
+        )
 
 
 def _lies_in(place: str, folder: str) -> bool:

@@ -160,9 +160,9 @@ def read_committed(
     try:
         data = store.read(index_path(path))
         table = pq.read_table(pa.BufferReader(data), columns=["key"])
-    except (MissingFile, pa.ArrowException):
+        facts = json.loads((table.schema.metadata or {}).get(b"frepa", b"{}"))
+    except (MissingFile, OSError, ValueError, pa.ArrowException):  # Arrow has no list of what damage raises
         return None
-    facts = json.loads((table.schema.metadata or {}).get(b"frepa", b"{}"))
     num_bytes = store.num_bytes(path) if num_bytes is None else num_bytes
     if facts.get("plan") != plan_digest or facts.get("num_bytes") != num_bytes:
         return None

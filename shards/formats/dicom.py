@@ -19,11 +19,11 @@ from typing import Any
 
 import pydicom
 from pydicom.datadict import tag_for_keyword
-from pydicom.dataset import FileDataset
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import get_frame
 from pydicom.filereader import read_partial
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from shards.formats.common import (
     MAX_UNITS,
@@ -116,6 +116,8 @@ class _Dicom(Opened):
                 raise Unreadable("missing_reader", self._syntax.name, fix="pip install 'frepa[dicom]'")
             if self._syntax.is_encapsulated:
                 self._check_codestream(unit)
+            if not self._syntax.is_encapsulated or self._syntax == RLELossless:
+                _check_high_bit(self._dataset)
             stored, _ = decoder.as_array(self._dataset, index=unit)
             return to_modality_values(stored, self._dataset, unit)
 
@@ -134,6 +136,13 @@ class _Dicom(Opened):
         size = codestream_size(frame)
         if size is not None and size != (self._header.height, self._header.width):
             raise Unreadable("damaged", "size of the compressed frame")
+
+
+def _check_high_bit(tags: Dataset) -> None:
+    """Refuse values that do not begin at the lowest bit, as in files of the 1990s: pydicom cuts them."""
+    high, bits = number_of(tags, "HighBit"), number_of(tags, "BitsStored")
+    if high is not None and bits is not None and high >= bits:
+        raise Unreadable("unsupported_format", "position of the stored bits")
 
 
 def codestream_size(frame: bytes) -> tuple[int, int] | None:

@@ -39,6 +39,7 @@ HIGHEST_MAX_PIXELS = 178_000_000  # Pillow refuses more by itself (2 x its MAX_I
 
 _ORIENTATION_TAG = 0x0112
 _BITS_PER_SAMPLE_TAG = 258
+_PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 262, 0
 _TILE_WIDTH_TAG = 322
 _LARGE_SIDE = 4096  # a tiled TIFF of this side may be a slide
 _MAX_IN_MEMORY = 1 << 26  # larger TIFFs are looked into as files, since they may be slides of many GB
@@ -194,7 +195,7 @@ class _Picture(Opened):
             return Decoded(_orient(_decode_deep_color(self._data, self._format, page), orientation))
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith(("I", "F")):
-            return Decoded(_deep_grey(upright))
+            return Decoded(_deep_grey(upright, is_inverted=_is_white_zero(image, self._format)))
         if upright.has_transparency_data:
             return Decoded(_lay_on_black(upright))
         target = {"L": "L", "1": "L"}.get(upright.mode, "RGB")
@@ -258,10 +259,19 @@ def _decode_deep_color(data: bytes, format_name: str, page: int) -> Raw:
     return color
 
 
-def _deep_grey(image: Image.Image) -> Raw:
+def _is_white_zero(image: Image.Image, format_name: str) -> bool:
+    """Whether a TIFF's lowest value means white: Pillow inverts such pages of 8 bits, and no deeper ones."""
+    tags = image.tag_v2 if format_name == "tiff" else {}  # type: ignore[attr-defined]
+    return bool(tags.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO)
+
+
+def _deep_grey(image: Image.Image, *, is_inverted: bool) -> Raw:
     """16 bits stay; Pillow gives signed 16 and all 32 bits as int32 or float, which become float32."""
     values = np.asarray(image)
-    return values.astype(np.uint16 if values.dtype.kind == "u" else np.float32)
+    values = values.astype(np.uint16 if values.dtype.kind == "u" else np.float32)
+    if not is_inverted:
+        return values
+    return np.asarray(~values if values.dtype == np.uint16 else -values)
 
 
 def _orient(pixels: Raw, orientation: Any) -> Raw:

@@ -47,7 +47,7 @@ class Span(NamedTuple):
 
 
 class RemoteConfig(NamedTuple):
-    """How a remote dataset is read; see `StreamConfig`."""
+    """How a remote dataset is read; see `shards.read.config.AccessConfig`."""
 
     mode: Literal["cache", "range"] = "cache"
     cache_dir: Path | None = None

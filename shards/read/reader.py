@@ -36,7 +36,7 @@ class Sample(NamedTuple):
     image: NDArray[Any]
     """(H, W) or (H, W, 3) RGB, as stored: uint8, or int16 Hounsfield units."""
     hf_map: NDArray[np.uint8]
-    """(h, w) response map of the whole image (`shards.hf.tokens.hf_map`)."""
+    """(h, w) response map of the whole image (`shards.hf.maps.hf_map`)."""
     num_bytes: int
     """Bytes of its members that were read."""
 

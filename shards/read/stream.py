@@ -20,6 +20,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader
 
+from shards.read.config import StreamConfig
 from shards.read.kept import exclusion_rows
 from shards.read.order import (
     EpochPlan,
@@ -30,7 +31,7 @@ from shards.read.order import (
     plan_epoch,
 )
 from shards.read.reader import shard_files
-from shards.read.views import MicroBatch, Request, StreamConfig, Views, open_snapshot
+from shards.read.views import MicroBatch, Request, Views, open_snapshot
 from shards.schema import Snapshot
 from shards.stores.store import is_remote
 from shards.support.errors import ConfigError, EnvironmentFault, FrepaError

@@ -7,102 +7,26 @@ among them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field, model_validator
 
 from shards.dataset import load_snapshot
-from shards.hf.tokens import indices_from_map
-from shards.read.access import RemoteConfig
+from shards.hf.maps import indices_from_map
+from shards.read.config import StreamConfig
 from shards.read.crops import Crop, apply_crop, center_crop, crop_shares, random_crop
 from shards.read.draws import sample_rng
 from shards.read.kept import KeptSamples, Place
 from shards.read.order import Slots
 from shards.read.reader import Sample, ShardReader
-from shards.read.windows import BYTE_WINDOW, REFERENCE_WINDOW, WindowConfig, draw_window
+from shards.read.windows import BYTE_WINDOW, REFERENCE_WINDOW, draw_window
 from shards.schema import Snapshot
 from shards.support.errors import ConfigError, DataError, FrepaError
-from shards.support.settings import Settings
 
 MAX_REPLACEMENTS = 8
 """How many samples in a row may be damaged under `skip`: beyond it, the dataset is, not the sample."""
-
-PlaceName = Annotated[
-    str, BeforeValidator(lambda value: str(value) if isinstance(value, PurePath) else value)
-]
-"""A folder or `s3://bucket/prefix`, as text: a path would eat one of the slashes."""
-
-
-class AccessConfig(Settings):
-    """How a dataset in S3 is read; means nothing for a folder.
-
-    Attributes:
-        remote: `cache` copies whole shards to this machine before they are read, `range` asks for the bytes
-            of each sample.
-        cache_dir: folder of the copies, shared by all processes of a machine; None takes
-            frepa-shards-UID below the folder for temporary files (TMPDIR, /tmp). Where that is in memory,
-            name a folder on a disk.
-        cache_bytes: room for the copies; the one that was used least recently goes first.
-    """
-
-    remote: Literal["cache", "range"] = "cache"
-    cache_dir: Path | None = None
-    cache_bytes: int = Field(default=64 << 30, gt=0)
-
-
-class StreamConfig(AccessConfig):
-    """Which dataset is read, and what a view of a sample is."""
-
-    root: PlaceName
-    snapshot: str | None = None
-    """Hash of the snapshot; None: the current one."""
-    image_size: int = Field(default=224, gt=0)
-    patch_size: int = Field(default=16, gt=0)
-    hf_keep: float = Field(default=0.25, gt=0, le=1)
-    """Share of the patches that count as HF tokens."""
-    hf_digests: dict[str, str] | None = None
-    """HF version by modality (`HFParams.digest`), in the tars or added by `frepa shards rehf`; of modalities
-    that are not named, and for None, the one in the tars."""
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    """Range of a crop's area, as a share of the image's."""
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Range of a crop's width / height."""
-    flip: bool = True
-    """Mirror every second view left to right."""
-    ct_windows: WindowConfig = WindowConfig()
-    """Which window a view in Hounsfield units gets."""
-    augment: bool = True
-    """False: the largest centered square of every image, never mirrored, CT in the reference window."""
-    num_workers: int = Field(default=0, ge=0)
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    bad_samples: Literal["fail", "skip"] = "fail"
-    """A sample that cannot be read: an error, or replaced by another one of its modality and reported."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
-        low, high = self.crop_scale
-        if not 0 < low <= high <= 1:
-            raise ValueError(f"crop_scale {self.crop_scale}: two numbers with 0 < low <= high <= 1")
-        low, high = self.crop_ratio
-        if not 0 < low <= high:
-            raise ValueError(f"crop_ratio {self.crop_ratio}: two numbers with 0 < low <= high")
-        return self
-
-    @property
-    def num_patches(self) -> int:
-        """N."""
-        return (self.image_size // self.patch_size) ** 2
-
-    @property
-    def remote_config(self) -> RemoteConfig:
-        """How the dataset is read."""
-        return RemoteConfig(self.remote, self.cache_dir, self.cache_bytes)
 
 
 def open_snapshot(config: StreamConfig) -> Snapshot:

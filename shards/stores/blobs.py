@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from shards.stores.store import is_remote
-from shards.support.errors import DataError
+from shards.support.errors import DataError, EnvironmentFault
 
 
 class ChangedObject(DataError):
@@ -52,10 +53,16 @@ class Blob(ABC):
 
     @contextmanager
     def as_file(self) -> Iterator[Path]:
-        """The object as a file on this machine, for the length of the block."""
-        with NamedTemporaryFile(suffix=temporary_suffix(self.name)) as file:
-            file.write(self.read())
-            file.flush()
+        """The object as a file on this machine, for the length of the block.
+
+        Raises:
+            EnvironmentFault: there is no room for it; else as `head`.
+        """
+        data = self.read()
+        with temporary_file(self.name) as file:
+            with writing_temporary():
+                file.write(data)
+                file.flush()
             yield Path(file.name)
 
 
@@ -139,6 +146,29 @@ def open_blob(uri: str, num_bytes: int, version: str) -> Blob:
 def file_version(facts: os.stat_result) -> str:
     """What tells a changed file from the one that was listed, besides its size."""
     return str(facts.st_mtime_ns)
+
+
+def temporary_file(name: str) -> AbstractContextManager[IO[bytes]]:
+    """Open a temporary file for the object of a name, in the folder that TMPDIR names.
+
+    Raises:
+        EnvironmentFault: it cannot be made.
+    """
+    with writing_temporary():
+        return NamedTemporaryFile(suffix=temporary_suffix(name))
+
+
+@contextmanager
+def writing_temporary() -> Iterator[None]:
+    """Turn an `OSError` of writing a temporary file into a fault of this machine, which no object has."""
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentFault(
+            f"no temporary file can be written: {error.strerror or error}",
+            where=tempfile.gettempdir(),
+            fix="free disk space, or set TMPDIR to a folder with more",
+        ) from error
 
 
 def temporary_suffix(name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -11,9 +10,9 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from shards.stores.blobs import Blob, ChangedObject, temporary_suffix
+from shards.stores.blobs import Blob, ChangedObject, temporary_file, writing_temporary
 from shards.stores.parts import read_parts
-from shards.stores.s3_errors import DamagedObject, Refused, no_room
+from shards.stores.s3_errors import DamagedObject, Refused
 from shards.stores.s3_requests import (
     Place,
     Retries,
@@ -155,13 +154,11 @@ class S3Blob(Blob):
             with super().as_file() as path:
                 yield path
             return
-        with tempfile.NamedTemporaryFile(suffix=temporary_suffix(self.name)) as file:
-            try:
+        with temporary_file(self.name) as file:
+            with writing_temporary():
                 for part in self._parts():
                     file.write(part)
                 file.flush()
-            except OSError as error:
-                raise no_room(error) from error
             yield Path(file.name)
 
     def _is_at_hand(self) -> bool:

@@ -6,7 +6,6 @@ Of what a server or boto3 says, only the code enters an error: other text may qu
 from __future__ import annotations
 
 import re
-import tempfile
 
 from botocore.exceptions import (
     ClientError,
@@ -147,12 +146,3 @@ def _explain_connection(error: Exception, uri: str, attempts: int) -> Environmen
     else:
         what, fix = f"boto3 cannot make the request ({type(error).__name__})", "see its configuration"
     return EnvironmentFault(what, where=uri, fix=fix)
-
-
-def no_room(error: OSError) -> EnvironmentFault:
-    """Make the error of a temporary file that cannot be written."""
-    return EnvironmentFault(
-        f"no temporary file can be written: {error.strerror or error}",
-        where=tempfile.gettempdir(),
-        fix="free disk space, or set TMPDIR to a folder with more",
-    )

@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
-from shards.stores.s3_errors import Refused, explain, no_room
+from shards.stores.blobs import writing_temporary
+from shards.stores.s3_errors import Refused, explain
 from shards.stores.s3_requests import (
     Place,
     Retries,
@@ -98,18 +99,15 @@ class S3Store(Store):
     @contextmanager
     def writing(self, path: str) -> Iterator[BinaryIO]:
         """Open a temporary file of this machine, uploaded at the end; TMPDIR says where."""
-        try:
-            with tempfile.TemporaryFile() as file:
-                yield file
-                file.flush()
-                num_bytes = file.seek(0, 2)
-                file.seek(0)
-                if num_bytes <= UPLOAD_PART_BYTES:
-                    self._put(path, file.read())
-                else:
-                    self._upload(path, file, num_bytes)
-        except OSError as error:
-            raise no_room(error) from error
+        with writing_temporary(), tempfile.TemporaryFile() as file:
+            yield file
+            file.flush()
+            num_bytes = file.seek(0, 2)
+            file.seek(0)
+            if num_bytes <= UPLOAD_PART_BYTES:
+                self._put(path, file.read())
+            else:
+                self._upload(path, file, num_bytes)
 
     def delete(self, path: str) -> None:
         """Delete an object."""

@@ -52,6 +52,9 @@ def test_help_imports_nothing_heavy():
         (("shards", "merge", "{tmp}", "{tmp}/d", "--rename", "new"), 2, ("PLACE:MODALITY/OLD=NEW",)),
         (("shards", "rehf", "{tmp}", "--modality", "cat"), 2, ("cat", "fundus")),
         (("shards", "rehf", "{tmp}", "--modality", "ct", "--set", "hf.order=0"), 2, ("order",)),
+        (("shards", "rehf", "{tmp}", "--modality", "ct", "--set", "hf=3"), 2, ("hf",)),
+        (("shards", "rehf", "{tmp}", "--modality", "ct", "--set", "hff.order=2"), 2, ("unknown key hff",)),
+        (("shards", "rehf", "{tmp}", "--modality", "ct", "--set", "modality=mri"), 2, ("mri, not ct",)),
         (("shards", "tune-hf", "{tmp}", "--modality", "ct", "--out", "{tmp}/t"), 3, ("labels.csv",)),
     ],
 )

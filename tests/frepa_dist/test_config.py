@@ -62,6 +62,20 @@ def test_an_unknown_key_is_named():
         load_settings(RunConfig, "demo/retmae", ["train.learning_rat=1"])
 
 
+@pytest.mark.parametrize(
+    ("setting", "match"),
+    [
+        ("data.modality_weights.ct=-1", r"data\.modality_weights\.ct"),
+        ("data.crop_scale=[0, 2]", r"data\.crop_scale"),
+        ("data.crop_ratio=[1, 0.5]", r"data\.crop_ratio"),
+        ("data.hf_keep=0.001", "keeps none of the 196 patches"),
+    ],
+)
+def test_what_the_loader_refuses_is_refused_in_the_config(setting, match):
+    with pytest.raises(ConfigError, match=match):
+        load_settings(RunConfig, "demo/retmae", [setting])
+
+
 def test_a_number_as_yaml_1_1_misreads_it_is_a_number():
     config = load_settings(RunConfig, "demo/retmae", ["train.base_learning_rate=1e-4"])
     assert config.train.base_learning_rate == 1e-4

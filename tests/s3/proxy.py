@@ -14,6 +14,7 @@ Requests are forwarded as they come, with their Host header, so that their signa
 from __future__ import annotations
 
 import http.client
+import random
 import re
 import socket
 import struct
@@ -38,7 +39,7 @@ ERRORS = {
     "denied": (403, "AccessDenied", "Access Denied"),
 }
 BODIES = ("stall", "truncate", "wrong_body")
-KINDS = (*ERRORS, *BODIES, "reset", "delay", "call")
+KINDS = (*ERRORS, *BODIES, "reset", "lost", "delay", "call")
 _PIECE_BYTES = 1 << 18
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding"}
 
@@ -72,14 +73,22 @@ class Fault:
     seconds: float
     call: Callable[[], object] | None
     keep_checksums: bool
+    probability: float
+    seed: int
+    by_range: bool
     counts: Counter[str] = field(default_factory=Counter)
 
-    def applies(self, method: str, key: str) -> bool:
+    def applies(self, method: str, key: str, range_header: str) -> bool:
         """Count a request and tell whether it is to fail."""
         if self.method not in ("*", method) or not self.key.search(key):
             return False
-        self.counts[key] += 1
-        return self.counts[key] in self.attempts
+        counted = f"{key} {range_header}" if self.by_range else key
+        self.counts[counted] += 1
+        if self.probability < 1:
+            # drawn by key and attempt, so that it does not depend on which thread comes first
+            draw = random.Random(f"{self.seed} {self.kind} {method} {counted} {self.counts[counted]}")
+            return draw.random() < self.probability
+        return self.counts[counted] in self.attempts
 
 
 class FaultProxy:
@@ -112,24 +121,43 @@ class FaultProxy:
         seconds: float = 0.0,
         call: Callable[[], object] | None = None,
         keep_checksums: bool = True,
+        probability: float = 1.0,
+        seed: int = 0,
+        by_range: bool = False,
     ) -> None:
         """Add a rule; of several that apply to a request, the first added is followed.
 
         Args:
             kind: "500", "slow_down" (503), "expired" (credentials), "denied"; "reset" of the connection
-                before an answer; "delay" of the whole answer by `seconds`; of the body: "stall" (half of it,
-                then silence for `seconds`), "truncate" (half of it, then the end), "wrong_body" (right
-                length, a byte changed); "call" does nothing but what `call` does.
+                before the request was followed, or its answer "lost" after that; "delay" of the whole answer
+                by `seconds`; of the body: "stall" (half of it, then silence for `seconds`), "truncate" (half
+                of it, then the end), "wrong_body" (right length, a byte changed); "call" does nothing but
+                what `call` does.
             key: pattern searched in the decoded key; `LISTING` for the bucket itself.
             method: "GET", "PUT", "HEAD", "DELETE", "POST", or "*" for all.
             attempts: which tries of each key fail, counted from 1 when the rule is added.
             seconds: length of a stall or a delay.
             call: what to do before, with any kind: delete an object, renew a file.
             keep_checksums: False takes the server's own checksum headers out of a changed body's answer.
+            probability: below 1, this share of the requests fails, whatever `attempts` says.
+            seed: of these draws.
+            by_range: count the tries of each part of a key on their own, since they may come side by side.
         """
         assert kind in KINDS, f"{kind}: choose from {KINDS}"
+        rule = Fault(
+            kind,
+            re.compile(key),
+            method,
+            attempts,
+            seconds,
+            call,
+            keep_checksums,
+            probability,
+            seed,
+            by_range,
+        )
         with self._lock:
-            self._faults.append(Fault(kind, re.compile(key), method, attempts, seconds, call, keep_checksums))
+            self._faults.append(rule)
 
     def clear(self) -> None:
         """Forget all rules, and what was seen."""
@@ -163,7 +191,7 @@ class FaultProxy:
         key = unquote(parts.path).lstrip("/").partition("/")[2]
         with self._lock:
             # every rule counts, also those behind the one that is followed
-            matching = [fault for fault in self._faults if fault.applies(method, key)]
+            matching = [fault for fault in self._faults if fault.applies(method, key, range_header)]
             fault = matching[0] if matching else None
             self.seen.append(Seen(method, key, parts.query, range_header, fault.kind if fault else ""))
         return fault
@@ -210,9 +238,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault and kind == "delay":
             proxy.closing.wait(fault.seconds)
         elif kind == "reset":
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
-            self.close_connection = True
+            self._break()
             return
         elif kind in ERRORS:
             self._refuse(*ERRORS[kind])
@@ -220,6 +246,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(body, fault)
 
     do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = forward  # noqa: N815 (the names that the base class looks for)
+
+    def _break(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.close_connection = True
 
     def _refuse(self, status: int, code: str, message: str) -> None:
         text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
@@ -237,6 +268,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self.upstream.putheader(name, value)
         self.upstream.endheaders(body)
         answer = self.upstream.getresponse()
+        if fault and fault.kind == "lost":
+            answer.read()
+            self._break()
+            return
         hurt = fault if fault and fault.kind in BODIES else None
         self.send_response_only(answer.status)
         for name, value in answer.getheaders():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from tests.shards.read.images import read_tree
 
 from shards.audit.merge import merge_datasets
 from shards.audit.rehf import rehf_dataset
@@ -15,6 +14,7 @@ from shards.schema import hf_tar_path, index_path
 from shards.stores.store import BUILD_LOCK, open_store
 from shards.support.errors import DataError, EnvironmentFault
 from tests.s3.proxy import ALWAYS
+from tests.shards.images import read_tree
 from tests.shards.whole import write_whole
 
 OTHER = HFParams(fov="none", cutoff_cycles=20)

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from tests.shards.read.images import draw, encode, read_tree, write_images
-from tests.shards.test_build_volumes import draw_volume, write_series
 
 import shards.builder.prepare
 from shards.builder.build import plan_build
-from shards.dataset import load_snapshot
-from shards.stores.store import BUILD_LOCK, open_store
 from shards.support.errors import ConfigError, EnvironmentFault
-from tests.s3.proxy import ALWAYS, LISTING
+from tests.s3.building import download, files_of, tars_of
+from tests.s3.proxy import ALWAYS
+from tests.shards.builder.test_build_volumes import draw_volume, write_series
 from tests.shards.building import active_rows, build, make_config, table_of
 from tests.shards.formats.made import make_nifti
+from tests.shards.images import draw, encode, read_tree, write_images
 
 
 @pytest.fixture
@@ -35,14 +30,6 @@ def tree(tmp_path) -> Path:
     (folder / "notes.txt").write_bytes(b"words")
     (folder / "cut.png").write_bytes((folder / "01.png").read_bytes()[:500])
     return folder
-
-
-def tars_of(files: dict[str, bytes]) -> dict[str, bytes]:
-    return {name: data for name, data in files.items() if name.endswith(".tar")}
-
-
-def download(s3, prefix: str) -> dict[str, bytes]:
-    return {key.removeprefix(f"{prefix}/"): s3.get(key) for key in s3.keys(f"{prefix}/")}
 
 
 def test_a_tree_in_s3_gives_the_tars_of_a_folder(s3, tree, tmp_path):
@@ -67,18 +54,12 @@ def test_a_dataset_in_s3_has_the_files_of_a_folder(s3, tree, tmp_path):
     there = build(tree, f"{s3.uri}/data", modality="mri", state=state, jobs=2)
     here = build(tree, tmp_path / "here", modality="mri", state=state)
     assert there.snapshot == here.snapshot
-    assert download(s3, "data") == read_tree_without_lock(tmp_path / "here")
+    assert download(s3, "data") == files_of(tmp_path / "here")
     write_images(tree, ["new.png"], 300)
     there = build(tree, f"{s3.uri}/data", modality="mri", state=state)
     assert (there.change.num_new, there.num_reused) == (1, here.num_shards)
     build(tree, tmp_path / "here", modality="mri", state=state)
-    assert download(s3, "data") == read_tree_without_lock(tmp_path / "here")
-
-
-def read_tree_without_lock(root: Path) -> dict[str, bytes]:
-    files = read_tree(root)
-    files.pop(BUILD_LOCK, None)
-    return files
+    assert download(s3, "data") == files_of(tmp_path / "here")
 
 
 def test_growth_change_and_loss_in_s3(s3, tmp_path, monkeypatch):
@@ -120,18 +101,6 @@ def test_the_plan_reads_heads_only(s3, faults, tmp_path):
     assert all(seen.range for seen in gets)
 
 
-@pytest.mark.parametrize("kind", ["500", "slow_down", "reset", "truncate", "wrong_body"])
-def test_a_fault_that_passes_changes_nothing(s3, faults, tmp_path, kind):
-    images = write_images(tmp_path / "tree", [f"{number}.png" for number in range(4)])
-    source = s3.put_tree(images, "in/")
-    build(images, tmp_path / "here")
-    faults.add(kind, key=r"in/[12]\.png$", method="GET", attempts=(1,))
-    faults.add("slow_down", key=LISTING, attempts=(1,))
-    build(source, tmp_path / "there")
-    assert faults.count(r"in/1\.png$") >= 2
-    assert tars_of(read_tree(tmp_path / "there")) == tars_of(read_tree(tmp_path / "here"))
-
-
 def test_a_store_that_stays_away_stops_the_build(s3, faults, tmp_path):
     for number in range(3):
         s3.put(f"in/{number}.png", encode(draw(number)))
@@ -156,48 +125,6 @@ def test_a_listing_of_objects_in_s3(s3, tmp_path):
     assert {row["labels"] for row in active_rows(tmp_path / "root")} == {'{"label":"sick"}'}
     report = build([tmp_path / "list.csv", f"{s3.uri}/in"], tmp_path / "both")
     assert (report.counts.samples, report.change.num_repeated) == (3, 2)
-
-
-def test_two_builders_at_one_destination(s3, tmp_path):
-    images = write_images(tmp_path / "in", ["0.png", "1.png"])
-    place = f"{s3.uri}/data"
-    with open_store(place).lock("somebody else"), pytest.raises(EnvironmentFault, match="data"):
-        build(images, place, state=tmp_path / "state")
-    assert build(images, place, state=tmp_path / "state").counts.samples == 2
-
-
-KILLED_BUILD = """
-import os, signal, sys
-from shards.builder.build import BuildConfig, build_dataset
-from shards.stores.s3_store import S3Store
-
-def put_then_die(self, path, data, put=S3Store.write):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return put(self, path, data)
-
-left = int(sys.argv[4])
-S3Store.write = put_then_die
-config = BuildConfig(modality="fundus", size=64, jobs=1, salt="0123456789abcdef", state=sys.argv[3])
-build_dataset([sys.argv[1]], sys.argv[2], config)
-"""
-
-
-@pytest.mark.parametrize("writes", [2, 4])
-def test_kill_9_of_a_build_into_s3(s3, tmp_path, writes):
-    images = write_images(tmp_path / "in", [f"{number:02d}.png" for number in range(40)])
-    source, place, state = s3.put_tree(images, "in/"), f"{s3.uri}/data", tmp_path / "state"
-    command = [sys.executable, "-c", KILLED_BUILD, source, place, str(state), str(writes)]
-    killed = subprocess.run(command, capture_output=True, timeout=60, check=False, env=dict(os.environ))
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    report = build(source, place, state=state)
-    assert report.num_reused == min(2, writes - 1)
-    build(source, tmp_path / "whole", state=state)
-    assert load_snapshot(place).hash == load_snapshot(tmp_path / "whole").hash
-    assert download(s3, "data") == read_tree_without_lock(tmp_path / "whole")
-    assert not s3.uploads()
 
 
 def test_a_worker_reads_ahead_of_a_slow_network(s3, faults, tmp_path):

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from tests.shards.read.images import write_images
 
 from shards.builder.build import BuildConfig, BuildReport, build_dataset
 from shards.dataset import load_snapshot, read_index, read_table
+from tests.shards.images import write_images
 
 SALT = "0123456789abcdef"
 NAMES = [f"patient_{number:02d}.{suffix}" for number in range(35) for suffix in ("png", "jpg")]

@@ -15,7 +15,8 @@ import zstandard
 
 from shards.builder.tar import append_members, finish_tar
 from shards.dataset import encode_table, file_crc32c, load_snapshot, write_snapshot, write_table
-from shards.hf.tokens import HFParams, hf_map, hf_response, hf_token_indices
+from shards.hf.maps import hf_map
+from shards.hf.tokens import HFParams, hf_response, hf_token_indices
 from shards.schema import (
     HF_INDEX_SCHEMA,
     INDEX_SCHEMA,

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from shards.dataset import (
+    check_current,
     file_crc32c,
     has_dataset,
     load_snapshot,
@@ -72,6 +73,17 @@ def test_a_faster_writer_wins(store):
         with pytest.raises(EnvironmentFault, match="another program has written"):
             write_snapshot(store, three, before)
     assert load_snapshot(store) == two
+
+
+def test_a_snapshot_that_is_current_no_more(store):
+    one, two = snapshot(store, 64), snapshot(store, 96)
+    check_current(store, None)
+    write_snapshot(store, one, None)
+    check_current(store, one)
+    write_snapshot(store, two, one)
+    for before in (one, None):
+        with pytest.raises(EnvironmentFault, match="another program has written"):
+            check_current(store, before)
 
 
 def test_no_dataset(store):

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import webdataset as wds
 import zstandard
-from tests.shards.read.images import draw, encode
 
 from shards.builder.build import BuildConfig, build_dataset
 from shards.dataset import load_snapshot, read_index, read_table
-from shards.read.images import ImageSet
-from shards.read.views import StreamConfig
+from shards.read.kept import KeptSamples, exclusion_rows
+from shards.read.reader import Sample, ShardReader
+from tests.shards.images import draw, encode
 
 NUM_PICTURES = 9
 
@@ -56,10 +56,11 @@ def test_the_pixels_are_those_of_our_reader(root):
     shards = sorted(map(str, root.glob("*/*.tar")))
     theirs = {s["__key__"]: s["image"] for s in wds.WebDataset(shards, shardshuffle=False).decode("rgb8")
               .rename(image="png;jpg")}  # fmt: skip
-    images = ImageSet(StreamConfig(root=str(root), image_size=64))
-    assert len(images) == NUM_PICTURES
-    for number in range(len(images)):
-        ours = images.read(number)
+    snapshot = load_snapshot(root)
+    kept = KeptSamples(snapshot, exclusion_rows(root, snapshot))
+    assert len(kept) == NUM_PICTURES
+    for ours in ShardReader(root, snapshot).read_many([kept.locate(number) for number in range(len(kept))]):
+        assert isinstance(ours, Sample)
         rgb = ours.image if ours.image.ndim == 3 else cv2.cvtColor(ours.image, cv2.COLOR_GRAY2RGB)
         # two JPEG libraries may round differently
         assert np.abs(rgb.astype(int) - theirs[ours.key]).max() <= 3

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 from PIL import Image
-from tests.shards.read.images import draw
 
 from shards.builder.canonical import dhash64, pixel_hash
 from shards.builder.members import decode_stored, encode_hf_members, encode_npy
@@ -33,6 +32,7 @@ from shards.schema import (
     index_path,
 )
 from shards.stores.store import Store, open_store
+from tests.shards.images import draw
 
 HF = HFParams(fov="none")
 PATCH_SIZE, MAP_CELL = 16, 4

@@ -15,8 +15,8 @@ from frepa_dist.evaluate.views import (
     stack_images,
 )
 from shards.builder.build import BuildConfig, build_dataset
+from shards.read.config import StreamConfig
 from shards.read.reader import Sample
-from shards.read.views import StreamConfig
 from shards.support.errors import ConfigError, DataError
 
 GRID = Grid(64, 16)

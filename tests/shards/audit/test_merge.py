@@ -9,7 +9,6 @@ import time
 
 import pyarrow as pa
 import pytest
-from tests.shards.read.images import read_tree
 
 from shards.audit.merge import merge_datasets
 from shards.audit.merge_shards import parse_hashes
@@ -19,6 +18,7 @@ from shards.dataset import load_snapshot, read_index, read_table
 from shards.hf.tokens import HFParams
 from shards.stores.store import LocalStore, lock_folder
 from shards.support.errors import ConfigError, DataError, EnvironmentFault
+from tests.shards.images import read_tree
 from tests.shards.whole import change_snapshot, change_tar, make_key, write_whole
 
 OTHER = HFParams(fov="none", cutoff_cycles=20)

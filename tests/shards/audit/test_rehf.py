@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-from tests.shards.read.images import read_tree
 
 from shards.audit.rehf import rehf_dataset
 from shards.audit.verify import verify_dataset
@@ -19,6 +18,7 @@ from shards.read.stream import SampleStream, StreamConfig
 from shards.schema import hf_tar_path, index_path
 from shards.stores.store import BUILD_LOCK, LocalStore
 from shards.support.errors import ConfigError, DataError, EnvironmentFault
+from tests.shards.images import read_tree
 from tests.shards.whole import HF, change_snapshot, change_tar, write_whole
 
 OTHER = HFParams(fov="none", cutoff_cycles=20)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from tests.shards.read.images import draw, encode, write_images
 
 from shards.audit.verify import verify_dataset
 from shards.builder.build import BuildConfig, build_dataset
@@ -20,6 +19,7 @@ from tests.shards.damage import (
     kinds,
     member,
 )
+from tests.shards.images import draw, encode, write_images
 from tests.shards.whole import (
     change_snapshot,
     change_tar,

@@ -12,15 +12,17 @@ import pytest
 import webdataset
 import zstandard
 from PIL import Image
-from tests.shards.read.images import draw, encode, read_tree, write_images
 
+import shards.builder.build
 import shards.builder.writer
 from shards.dataset import load_snapshot, read_index
 from shards.formats.pictures import decode_image
+from shards.hf.maps import hf_map
 from shards.hf.modalities import MODALITIES
-from shards.hf.tokens import hf_map, hf_response, hf_token_indices
-from shards.support.errors import ConfigError, DataError
+from shards.hf.tokens import hf_response, hf_token_indices
+from shards.support.errors import ConfigError, DataError, EnvironmentFault
 from tests.shards.building import build, index_rows, make_config, make_source, table_of
+from tests.shards.images import draw, encode, read_tree, write_images
 
 FUNDUS = MODALITIES["fundus"].hf
 
@@ -159,6 +161,25 @@ def test_a_damaged_shard_is_written_again(tmp_path, source):
     assert read_tree(root) == before
 
 
+def test_a_builder_that_was_faster_loses_nothing(tmp_path, source, monkeypatch):
+    """To plan takes hours, and the destination is held only afterwards."""
+    root, other = tmp_path / "root", tmp_path / "other.state"
+    built: dict[str, bytes] = {}
+
+    def plan_slowly(*args: object, prepare=shards.builder.build.prepare) -> object:
+        ready = prepare(*args)
+        if not built:
+            built["dataset.json"] = b""
+            build(source, root, state=other, salt="another salt than that")
+            built.update(read_tree(root))
+        return ready
+
+    monkeypatch.setattr(shards.builder.build, "prepare", plan_slowly)
+    with pytest.raises(EnvironmentFault, match="another program has written"):
+        build(source, root)
+    assert read_tree(root) == built
+
+
 def test_a_second_modality_extends_the_dataset(tmp_path, source):
     root = tmp_path / "root"
     first = build(source, root)
@@ -203,6 +224,8 @@ def test_what_does_not_fit_the_dataset_is_refused(tmp_path, source):
             build(source, root, **options)
     with pytest.raises(DataError, match="another state folder"):
         build(source, root, state=tmp_path / "other_state", salt="f" * 16)
+    with pytest.raises(ConfigError, match="size is 96"):  # before a long list is made
+        build(tmp_path / "no_such_source", root, size=96)
     assert read_tree(root) == before
 
 
@@ -218,7 +241,9 @@ def test_settings_that_cannot_be():
         with pytest.raises(ValueError, match="validation error"):
             make_config(**options)
     with pytest.raises(ConfigError, match="cutof"):
-        make_config(modality="ct", hf={"cutof": 1}).hf_params()
+        make_config(modality="ct", hf={"cutof": 1})
+    with pytest.raises(ConfigError, match="low"):
+        make_config(modality="ct", intensity={"low": "x"})
 
 
 def test_destination_inside_the_source(tmp_path, source):
@@ -238,6 +263,18 @@ def test_folder_labels_and_splits(tmp_path):
     ]
     report = build(source, tmp_path / "trained", labels="folder", splits=("train",))
     assert (report.counts.samples, report.excluded) == (2, {"other_split": 1})
+
+
+def test_a_table_that_labels_nothing_is_refused(tmp_path, source):
+    (tmp_path / "elsewhere").mkdir()
+    for folder in (tmp_path / "elsewhere", tmp_path):
+        (folder / "labels.csv").write_text("filename,label\nsource/patient_03.png,drusen\n")
+    root = tmp_path / "root"
+    with pytest.raises(ConfigError, match="labels no object"):
+        build(source, root, labels=str(tmp_path / "elsewhere" / "labels.csv"))
+    assert not root.exists()
+    build(source, root, labels=str(tmp_path / "labels.csv"))
+    assert sum("drusen" in row["labels"] for row in index_rows(root)) == 1
 
 
 def test_changed_labels_are_not_taken_for_the_same_source(tmp_path, source):

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.shards.read.images import draw, encode, write_images
 
 import shards.builder.writer
 from shards.dataset import load_snapshot, read_index
 from shards.formats.common import Unreadable
 from shards.support.errors import DataError
 from tests.shards.building import build, index_rows, table_of
+from tests.shards.images import draw, encode, write_images
 
 
 def bad_inputs(folder: Path) -> dict[str, str]:

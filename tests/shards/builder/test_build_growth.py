@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.shards.read.images import draw, encode, read_tree, write_images
 
 import shards.builder.scan
 import shards.builder.writer
 from shards.builder.build import plan_build
 from shards.dataset import load_snapshot
 from shards.formats.common import Unreadable
-from shards.support.errors import DataError
+from shards.support.errors import ConfigError, DataError
 from tests.shards.building import active_rows, build, index_rows, known_keys, make_config, table_of
+from tests.shards.images import draw, encode, read_tree, write_images
 
 
 @pytest.fixture
@@ -246,3 +246,16 @@ def test_a_dry_run_is_forgotten_when_the_source_is_another_one(tmp_path, source)
     build(source, tmp_path / "root")
     build(source, tmp_path / "fresh")
     assert read_tree(tmp_path / "root") == read_tree(tmp_path / "fresh")
+
+
+def test_another_folder_under_the_same_name_replaces_nothing(tmp_path, source, root):
+    before = read_tree(root)
+    names = [path.name for path in sorted(source.iterdir())]
+    same_names = write_images(tmp_path / "same_names", names, first_seed=100)
+    other_names = write_images(tmp_path / "other_names", ["b.png"], first_seed=100)
+    for other in (same_names, other_names):
+        with pytest.raises(ConfigError, match=r"fundus/images: .*none of its objects.*--source-name"):
+            build(other, root)
+    assert read_tree(root) == before
+    build(same_names, root, source="others")
+    assert load_snapshot(root).counts.samples == 80

@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from tests.shards.read.images import draw, encode
 
 import shards.builder.prepare
 import shards.builder.writer
@@ -16,6 +15,7 @@ from shards.dataset import has_dataset, load_snapshot
 from shards.formats.common import Unreadable
 from shards.support.errors import DataError
 from tests.shards.building import active_rows, build, index_rows, table_of
+from tests.shards.images import draw, encode
 
 CONTENTS = {
     (seed, level): encode(draw(seed, 70, 70, 1), compress_level=level)

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.shards.read.images import draw, encode, read_tree, write_images
 
 import shards.builder.prepare
 import shards.builder.samples
@@ -22,6 +21,7 @@ from shards.stores.atomic import TEMP_MARK
 from shards.stores.store import lock_folder
 from shards.support.errors import EnvironmentFault
 from tests.shards.building import active_rows, build, known_keys, make_source, table_of
+from tests.shards.images import draw, encode, read_tree, write_images
 
 
 @pytest.fixture
@@ -149,6 +149,7 @@ def test_kill_9_at_random_moments(tmp_path, many):
         build(source, root)
         assert read_tree(root) == expected
         assert not any(TEMP_MARK in name for name in read_tree(tmp_path))
+    print(f"{num_killed} builds killed")
     assert num_killed
 
 

@@ -8,9 +8,9 @@ import stat
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from tests.shards.read.images import read_tree, write_images
 
 from tests.shards.building import SALT, build, index_rows, known_keys, table_of
+from tests.shards.images import read_tree, write_images
 
 
 def private_source(tmp_path) -> Path:

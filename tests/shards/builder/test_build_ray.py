@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.shards.read.images import read_tree, write_images
 
 import shards.builder.scan
 from tests.shards.building import build
+from tests.shards.images import read_tree, write_images
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import zstandard
 from pydicom.uid import generate_uid
-from tests.shards.read.images import encode, read_tree
 
 import shards.builder.prepare
 from shards.builder.canonical import resize_to_canonical
@@ -21,6 +20,7 @@ from shards.hf.tokens import hf_token_indices
 from shards.stores.store import open_store
 from tests.shards.building import active_rows, build, index_rows, table_of
 from tests.shards.formats.made import make_dicom, make_nifti, make_npy
+from tests.shards.images import encode, read_tree
 
 SECRETS = ("Doe", "Jane", "1970", "Hospital")
 

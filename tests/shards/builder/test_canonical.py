@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import zstandard
 from PIL import Image
-from tests.shards.read.images import draw, encode
 
 from shards.builder.canonical import (
     dhash64,
@@ -18,6 +17,7 @@ from shards.builder.canonical import (
     resize_to_canonical,
     strip_jpeg,
 )
+from tests.shards.images import draw, encode
 
 SECRET = b"Jane Doe 1970"
 

@@ -20,7 +20,7 @@ def test_members_that_claim_absurd_sizes():
     assert zstandard.frame_content_size(bytes(frame)) > 65_536
     huge = bytes(frame[:4]) + b"\xe0" + (1 << 60).to_bytes(8, "little") + bytes(frame[9:])
     assert zstandard.frame_content_size(huge) == 1 << 60
-    with pytest.raises(DataError, match="absurd"):
+    with pytest.raises(DataError, match="more than 268435456 bytes"):
         decode_npy_zst(huge, "uint8")
     for data, extension in ((npy, "png"), (b"", "jpg"), (b"x", "exe"), (b"x", "npy.zst")):
         with pytest.raises(DataError):

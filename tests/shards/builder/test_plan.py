@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -238,7 +239,12 @@ def test_a_digest_sees_what_changes_bytes_and_nothing_else():
     assert len(others | {digest}) == 12
 
 
-def test_parts_in_the_state_folder(tmp_path):
+def test_parts_in_the_state_folder(tmp_path, monkeypatch):
+    def killed_at_the_part(path: Path, *, missing_ok: bool, unlink=Path.unlink) -> None:
+        if path.name == "part-000.parquet":
+            raise KeyboardInterrupt
+        unlink(path, missing_ok=missing_ok)
+
     world = World()
     world.put("a", 1)
     first = world.grow()
@@ -257,6 +263,13 @@ def test_parts_in_the_state_folder(tmp_path):
     assert len(load_parts(tmp_path)) == 1
     assert is_marked(tmp_path, 0, "started")
     assert not is_marked(tmp_path, 1, "started")
+    mark_part(tmp_path, 0, "published")
+    monkeypatch.setattr(Path, "unlink", killed_at_the_part)
+    with pytest.raises(KeyboardInterrupt):
+        drop_parts(tmp_path, 0)
+    assert len(load_parts(tmp_path)) == 1
+    for mark in ("started", "published"):  # the part that is planned next must not inherit them
+        assert not is_marked(tmp_path, 0, mark)
     (tmp_path / "part-000.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match="cannot be read as parquet"):
         load_parts(tmp_path)

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.shards.read.images import draw, encode
 
 import shards.builder.scan
 import shards.builder.scan_files
@@ -15,6 +14,7 @@ from shards.builder.sources import list_objects
 from shards.formats.common import ReadOptions
 from shards.support.errors import EnvironmentFault
 from shards.workers.pool import run_tasks
+from tests.shards.images import draw, encode
 
 
 @pytest.fixture
@@ -72,6 +72,7 @@ def test_what_was_found_is_not_looked_for_again(tmp_path, objects, options, monk
     assert sum(seen) == 602 - first
     fresh = scan_objects(grown, options, 1, tmp_path / "fresh")
     assert found.equals(fresh)
+    (tmp_path / "kept" / "00.parquet.frepa-tmp-1").write_bytes(b"of a killed process")
     shards.builder.scan_files.forget_groups(tmp_path / "kept")
     assert not list((tmp_path / "kept").iterdir())
 

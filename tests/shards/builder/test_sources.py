@@ -132,28 +132,29 @@ def test_places(tmp_path):
         (root, source / "state"),
         (source, state),
         (root, root / "state"),
+        (tmp_path, tmp_path.with_name("state")),
     ):
         with pytest.raises(ConfigError):
             check_places([source], LocalStore(wrong[0]), wrong[1])
 
 
 @pytest.mark.parametrize(
-    ("source", "is_wrong"),
+    ("source", "wrong"),
     [
-        ("s3://bucket", True),
-        ("s3://bucket/a", True),
-        ("s3://bucket/a/b/", True),
-        ("s3://bucket/a/b/c", False),
-        ("s3://bucket/a/bb", False),
-        ("s3://bucke", False),
-        ("bucket/a", False),
+        ("s3://bucket", "destination lies inside the source"),
+        ("s3://bucket/a", "destination lies inside the source"),
+        ("s3://bucket/a/b/", "destination lies inside the source"),
+        ("s3://bucket/a/b/c", "source lies inside the destination"),
+        ("s3://bucket/a/bb", ""),
+        ("s3://bucke", ""),
+        ("bucket/a", ""),
     ],
 )
-def test_places_in_s3(tmp_path, source, is_wrong):
+def test_places_in_s3(tmp_path, source, wrong):
     store = LocalStore(tmp_path)
     store.uri = "s3://bucket/a/b"
-    if is_wrong:
-        with pytest.raises(ConfigError, match="lies inside the source"):
+    if wrong:
+        with pytest.raises(ConfigError, match=wrong):
             check_places([source], store, tmp_path)
     else:
         check_places([source], store, tmp_path)

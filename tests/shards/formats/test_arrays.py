@@ -10,13 +10,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from tests.shards.read.images import draw
 
 import shards.formats.volumes
 from shards.formats.common import ReadOptions, Unreadable
 from shards.formats.registry import open_object, read_header
 from shards.stores.blobs import BytesBlob, FileBlob
 from tests.shards.formats.made import decode, header_of, make_hdf5, make_npy, make_npz
+from tests.shards.images import draw
 
 MAKERS = {
     "npy": make_npy,

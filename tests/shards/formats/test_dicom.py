@@ -12,7 +12,6 @@ import pydicom
 import pytest
 from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless
-from tests.shards.read.images import draw, encode
 
 import shards.formats.dicom
 import shards.formats.dicom_pixels
@@ -27,6 +26,7 @@ from tests.shards.formats.made import (
     make_dicom,
     pydicom_file,
 )
+from tests.shards.images import draw, encode
 
 GREY = draw(3, channels=1)
 SIGNED = GREY.astype(np.int16) * 8 - 1000
@@ -221,6 +221,16 @@ def test_a_deflated_bomb_is_bounded(monkeypatch):
     dataset.save_as(buffer)
     assert len(buffer.getvalue()) < 5000
     assert reason_of(buffer.getvalue()) == "too_many_pixels"
+
+
+def test_values_that_do_not_begin_at_the_lowest_bit_are_refused():
+    values = GREY.astype(np.uint16) * 16
+    left = {"BitsStored": 12, "HighBit": 15}
+    assert reason_of(make_dicom(values << 4, **left)) == "unsupported_format"
+    assert reason_of(make_dicom(values << 4, BitsStored=12, HighBit=12)) == "unsupported_format"
+    for high_bit in (11, None):  # 11 is what the standard asks for
+        data = make_dicom(values, BitsStored=12, HighBit=high_bit)
+        np.testing.assert_array_equal(decode(data, "x.dcm").pixels, values)
 
 
 def test_an_unknown_syntax():

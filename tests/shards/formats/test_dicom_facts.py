@@ -7,7 +7,6 @@ import warnings
 
 import numpy as np
 import pydicom
-from tests.shards.read.images import draw
 
 from shards.formats.common import Unreadable
 from tests.shards.formats.made import (
@@ -17,6 +16,7 @@ from tests.shards.formats.made import (
     header_of,
     make_dicom,
 )
+from tests.shards.images import draw
 
 GREY = draw(3, channels=1)
 SIGNED = GREY.astype(np.int16) * 8 - 1000

@@ -8,7 +8,6 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
-from tests.shards.read.images import draw
 
 from tests.shards.formats.made import (
     MR,
@@ -16,6 +15,7 @@ from tests.shards.formats.made import (
     decode,
     make_dicom,
 )
+from tests.shards.images import draw
 
 GREY = draw(3, channels=1)
 DEEP = GREY.astype(np.uint16) << 4

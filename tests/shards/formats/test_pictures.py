@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tests.shards.read.images import draw, encode
 
 import shards.formats.pictures
 from shards.formats.common import REASONS, Header, ReadOptions, Unreadable
 from shards.formats.intensity import IntensityRule, measure_window, scale_to_8_bit
 from shards.formats.pictures import check_pixels, decode_image, decode_page, open_picture, read_header
 from shards.stores.blobs import BytesBlob
+from tests.shards.images import draw, encode
 
 COLOR, GREY = draw(0), draw(1, channels=1)
 
@@ -186,6 +186,18 @@ def test_16_bit_color_keeps_its_depth(suffix):
     assert len(np.unique(decoded)) > 100
     for channel in range(3):
         assert np.corrcoef(decoded[..., channel].ravel(), COLOR[..., channel].ravel())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_whose_lowest_value_is_white_is_inverted(dtype):
+    values = GREY.astype(dtype) * dtype(np.iinfo(dtype).max // 255)
+    data = bytearray(save(Image.fromarray(values), "TIFF"))
+    photometric = 262
+    place = _tag_values(bytes(data))[photometric]
+    assert struct.unpack_from("<H", data, place) == (1,)
+    np.testing.assert_array_equal(decode_page(bytes(data)).pixels, values)
+    struct.pack_into("<H", data, place, 0)
+    np.testing.assert_array_equal(decode_page(bytes(data)).pixels, np.iinfo(dtype).max - values)
 
 
 def test_floats_with_nan():

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit
-from tests.shards.read.images import draw, encode
 
 from shards.formats.common import REASONS, ReadOptions, Unreadable, decoder_faults
 from shards.formats.registry import claims_image, open_object, read_header, sniff
@@ -31,6 +30,7 @@ from tests.shards.formats.made import (
     make_slide,
     pydicom_file,
 )
+from tests.shards.images import draw, encode
 
 GREY, COLOR = draw(1, 48, 40, channels=1), draw(0, 48, 40)
 VOLUME = np.stack([GREY.astype(np.int16) * n - 900 for n in range(4)])

@@ -10,7 +10,6 @@ import openslide
 import pytest
 import tifffile
 from PIL import Image
-from tests.shards.read.images import draw, encode
 
 import shards.formats.slides
 from shards.formats.common import ReadOptions, Unreadable
@@ -18,6 +17,7 @@ from shards.formats.registry import open_object
 from shards.formats.slides import tissue_share
 from shards.stores.blobs import BytesBlob, FileBlob
 from tests.shards.formats.made import decode, draw_slide, header_of, make_slide
+from tests.shards.images import draw, encode
 
 PIXELS = draw_slide()
 SLIDE = make_slide(PIXELS)

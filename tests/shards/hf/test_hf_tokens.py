@@ -8,14 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shards.hf.maps import hf_map, indices_from_map
 from shards.hf.tokens import (
     HFParams,
-    hf_map,
     hf_response,
     hf_response_reference,
     hf_scores,
     hf_token_indices,
-    indices_from_map,
     rank_tokens,
 )
 from shards.support.errors import ConfigError, DataError

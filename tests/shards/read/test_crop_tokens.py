@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from shards.builder.canonical import resize_to_canonical
+from shards.hf.maps import hf_map, indices_from_map
 from shards.hf.modalities import find_modality
-from shards.hf.tokens import hf_map, hf_response, indices_from_map
+from shards.hf.tokens import hf_response
 from shards.read.crops import Crop, crop_shares, random_crop
 from shards.read.draws import sample_rng
 

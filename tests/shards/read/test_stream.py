@@ -15,7 +15,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from shards.hf.tokens import HFParams, hf_map, hf_response
+from shards.hf.maps import hf_map
+from shards.hf.tokens import HFParams, hf_response
 from shards.read.crops import Crop, apply_crop, random_crop
 from shards.read.draws import sample_rng
 from shards.read.order import OrderConfig, Slots

@@ -8,15 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.hf.tokens import (
-    HFParams,
-    hf_map,
-    hf_response,
-    hf_scores,
-    hf_token_indices,
-    indices_from_map,
-    rank_tokens,
-)
+from shards.hf.maps import hf_map, indices_from_map
+from shards.hf.tokens import HFParams, hf_response, hf_scores, hf_token_indices, rank_tokens
 from tests.shards.fundus import FUNDUS, draw_fundus, overlap, patch_means, real_images
 
 
