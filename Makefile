@@ -33,7 +33,10 @@ check: setup
 
 bench: setup
 	$(BIN)/python tools/bench_hf.py
+	$(BIN)/python tools/bench_codecs.py
+	$(BIN)/python tools/bench_build.py
 	$(BIN)/python tools/bench_order.py
+	$(BIN)/python tools/bench_loader.py
 	$(BIN)/python tools/bench_step.py
 
 soak: setup

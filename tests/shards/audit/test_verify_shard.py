@@ -139,7 +139,7 @@ def test_ranks_agree_within_rounding():
     assert compare_ranks(np.arange(1000, dtype=np.uint16), drift) == (False, False)
 
 
-@pytest.mark.parametrize("content", [b"{", b"[1]", b'{"height":1}', b'{"labels":{"class":"z"}}'])
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"{}", b'{"height":1}', b'{"labels":{"class":"z"}}'])
 def test_json_that_contradicts_the_index(root, content):
     _, size = member(root, FUNDUS, 0, "json")
     assert size < 512
