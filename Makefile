@@ -21,8 +21,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python tools/demo.py $(if $(DATA),--data '$(DATA)')
 
+# tests wait more than they compute, so three run at once; those that train on two cores need both
 test: setup
-	$(BIN)/python -m pytest --durations=10
+	$(BIN)/python -m pytest -m 'not soak and not distributed' --numprocesses 3 --dist loadfile --durations=10
+	$(BIN)/python -m pytest -m 'distributed and not soak' --durations=5
 
 check: setup
 	$(BIN)/ruff check .

@@ -103,12 +103,21 @@ def launch_training(
     if not torch.cuda.is_available():
         environment.setdefault("DS_ACCELERATOR", "cpu")
         visible = ""
-    command = deepspeed_command(arguments, ranks, master_port or free_port(), visible)
-    code = _run(command, environment)
+    port = master_port or free_port()
+    try:
+        code = _run(deepspeed_command(arguments, ranks, port, visible), environment)
+    finally:
+        _free_shared_memory(port)
     if not outcome.is_file() or outcome.stat().st_mtime_ns == before:
         return code or 1  # it ended before it owned the run folder
     said = json.loads(outcome.read_text(encoding="utf-8"))
     return 0 if said["outcome"] == "done" else int(said.get("code", 1))
+
+
+def _free_shared_memory(port: int) -> None:
+    """Remove what DeepSpeed's ranks on CPU leave in shared memory, some 60 MB each, however they end."""
+    for path in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_{os.getuid()}_127.0.0.1_{port}_*"):  # noqa: S108
+        path.unlink(missing_ok=True)
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:

@@ -196,8 +196,7 @@ def measure(title: str, images: Sequence[Array], codecs: Sequence[Codec], rounds
                 assert not codec.lossless or np.array_equal(back, image), (title, codec.name)
     shapes = ", ".join(sorted({"x".join(map(str, image.shape)) for image in images})[:3])
     print(f"\n{title}: {len(images)} images of {shapes}, {images[0].dtype}")
-    print("| codec | bytes/image | of raw | encode/s | decode/s | views/s |")
-    print("|---|---:|---:|---:|---:|---:|")
+    print("| codec | bytes/image | of raw | encode/s | decode/s | views/s |\n|---|---:|---:|---:|---:|---:|")
     raw = sum(image.nbytes for image in images) / len(images)
     for c, codec in enumerate(codecs):
         size = statistics.fmean(map(len, coded[c]))
@@ -228,8 +227,7 @@ def cut(image: Array, hf_map: Array, number: int) -> None:
 def measure_scaled_jpeg(rounds: int) -> None:
     """Print what decoding at a share of the size saves, and how much the pixels differ."""
     print("\nJPEG 92 to 512 px (area), by decoding at a share of the size (cv2.IMREAD_REDUCED_*)")
-    print("| source px | share | images/s | x whole | mean difference | largest |")
-    print("|---:|---:|---:|---:|---:|---:|")
+    print("| source px | share | images/s | x whole | mean gap | largest |\n|---:|---:|---:|---:|---:|---:|")
     flags = {1: cv2.IMREAD_COLOR_RGB, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4}
     for size in (1024, 2048):
         image = synthetic_fundus(size, np.random.default_rng(size))

@@ -8,12 +8,14 @@ units.
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -226,10 +228,37 @@ def decoder_faults(*packages: str) -> Iterator[None]:
     raise Unreadable("truncated" if is_truncated else "damaged", name) from None
 
 
-@contextmanager
-def quiet(logger_name: str) -> Iterator[None]:
+class Together:
+    """A change of a whole process that threads make together: by the first that needs it, undone by the last.
+
+    Saved and put back by each thread on its own, it would end in the middle of another's work, or never.
+    """
+
+    def __init__(self, change: Callable[[], AbstractContextManager[None]]) -> None:
+        self._change, self._lock, self._num_inside = change, threading.Lock(), 0
+        self._undo = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._num_inside == 0:
+                self._undo.enter_context(self._change())
+            self._num_inside += 1
+
+    def __exit__(self, *exc: object) -> None:
+        with self._lock:
+            self._num_inside -= 1
+            if self._num_inside == 0:
+                self._undo.close()
+
+
+@cache
+def quiet(logger_name: str) -> Together:
     """Keep a decoder from warning and logging, where it may quote what is private; all is as before after."""
-    logger = logging.getLogger(logger_name)
+    return Together(lambda: _quiet(logging.getLogger(logger_name)))
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
     was_disabled = logger.disabled
     logger.disabled = True
     try:

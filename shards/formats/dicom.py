@@ -32,6 +32,7 @@ from shards.formats.common import (
     Opened,
     Raw,
     ReadOptions,
+    Together,
     Unreadable,
     decoder_faults,
     quiet,
@@ -42,6 +43,7 @@ from shards.formats.dicom_pixels import PIXEL_KEYWORDS, to_modality_values
 from shards.formats.magic import HEAD_BYTES
 from shards.stores.blobs import Blob
 
+_UNVALIDATED = Together(pydicom.config.disable_value_validation)
 _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)  # float, double, integers
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _PACKAGES = ("pydicom", "pylibjpeg", "libjpeg", "openjpeg", "rle", "gdcm", "PIL")
@@ -167,7 +169,7 @@ def codestream_size(frame: bytes) -> tuple[int, int] | None:
 @contextmanager
 def _dicom_faults() -> Iterator[None]:
     """As `decoder_faults`, with pydicom silent: its warnings and logs quote the values of tags."""
-    with quiet("pydicom"), pydicom.config.disable_value_validation(), decoder_faults(*_PACKAGES):
+    with quiet("pydicom"), _UNVALIDATED, decoder_faults(*_PACKAGES):
         yield
 
 

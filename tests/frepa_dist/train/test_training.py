@@ -230,17 +230,24 @@ def test_resuming_without_a_checkpoint_is_refused_by_the_ranks_too(uninterrupted
     assert "no complete checkpoint" in (tmp_path / "outcome.json").read_text()
 
 
-def test_a_stopped_command_leaves_no_rank_behind(dataset, tmp_path):
+def shared_memory() -> set[Path]:
+    return set(Path("/dev/shm").glob("deepspeed_*"))  # noqa: S108
+
+
+def test_a_stopped_command_leaves_no_rank_and_no_memory_behind(dataset, tmp_path):
+    before = shared_memory()
     run = tmp_path / "run"
     parts = arguments(dataset, run, **{"train.micro_batch_size": 8, "train.steps": 10000})
     with quiet_start([sys.executable, "-m", "cluster.cli", *parts, "--num-ranks", "1"]) as process:
         wait_for_step(process, run, 1)
         family = psutil.Process(process.pid).children(recursive=True)
         assert len(family) >= 2
+        assert shared_memory() > before  # while it trains: what is looked for is there
         process.terminate()
         assert process.wait(timeout=60) != 0
         _, alive = psutil.wait_procs(family, timeout=40)
     assert not alive
+    assert shared_memory() <= before
 
 
 def test_resuming_with_other_ranks_is_refused(uninterrupted):

@@ -78,7 +78,7 @@ def test_a_series_is_one_volume_with_one_window(tmp_path):
     assert len({row["patient"] for row, _ in slices}) == 1
     window = measure_window(list(volume), MODALITIES["mri"].intensity)
     for (row, pixels), values in zip(slices, volume, strict=True):
-        assert (row["dtype"], row["image_ext"]) == ("uint8", "png")
+        assert (row["dtype"], row["image_ext"]) == ("uint8", "npy.zst")
         small = pixels.astype(int) - resized(scale_to_8_bit(values, window))
         assert np.abs(small).max() <= 1
     assert slices[-1][1].mean() > 1.5 * slices[0][1].mean()  # the contrast between slices is kept

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 
 import numpy as np
 import pydicom
 
-from shards.formats.common import Unreadable
+from shards.formats.common import Unreadable, quiet
 from tests.shards.formats.made import (
     SECRETS,
     XRAY,
@@ -96,3 +97,22 @@ def test_the_logger_of_others_is_left_as_it_was():
     decode(make_dicom(SIGNED))
     assert not logging.getLogger("pydicom").disabled
     assert pydicom.config.settings.reading_validation_mode == pydicom.config.WARN
+
+
+def test_threads_keep_it_silent_for_each_other():
+    logger = logging.getLogger("pydicom")
+    inside, go_on = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with quiet("pydicom"):
+            inside.set()
+            go_on.wait(10)
+
+    with quiet("pydicom"):
+        other = threading.Thread(target=stay)
+        other.start()
+        assert inside.wait(10)
+    assert logger.disabled  # the other one is not done
+    go_on.set()
+    other.join()
+    assert not logger.disabled
