@@ -112,7 +112,7 @@ class _Dicom(Opened):
         with _dicom_faults():
             try:
                 decoder = get_decoder(self._syntax)
-            except NotImplementedError:
+            except NotImplementedError:  # how pydicom says that it knows no such syntax
                 raise Unreadable("unsupported_format", "transfer syntax") from None
             if not decoder.is_available:
                 raise Unreadable("missing_reader", self._syntax.name, fix="pip install 'frepa[dicom]'")

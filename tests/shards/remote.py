@@ -5,16 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO
 
-from shards.stores.store import LocalStore, Store, Stored
+from shards.stores.store import LocalStore
 from shards.support.errors import EnvironmentFault
 
 
-class CountingStore(Store):
+class CountingStore(LocalStore):
     """Answers as S3 would, and remembers what it was asked.
 
     Attributes:
@@ -25,7 +22,8 @@ class CountingStore(Store):
     """
 
     def __init__(self, folder: Path, delay_seconds: float = 0.0) -> None:
-        self._inner, self._delay = LocalStore(folder), delay_seconds
+        super().__init__(folder)
+        self._delay = delay_seconds
         self.uri = "s3://bucket/dataset"
         self.ranges: list[tuple[str, int, int]] = []
         self.whole: Counter[str] = Counter()
@@ -34,12 +32,12 @@ class CountingStore(Store):
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[object, ...]:
-        return CountingStore, (self._inner.folder, self._delay)
+        return CountingStore, (self.folder, self._delay)
 
     def read(self, path: str) -> bytes:
         with self._lock:
             self.whole[path] += 1
-        return self._inner.read(path)
+        return super().read(path)
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
         with self._lock:
@@ -51,28 +49,10 @@ class CountingStore(Store):
             time.sleep(self._delay)
             if fails:
                 raise EnvironmentFault("the server is gone", where=self.where(path))
-            return self._inner.read_range(path, offset, size)
+            return super().read_range(path, offset, size)
         finally:
             with self._lock:
                 self._under_way -= 1
 
-    def num_bytes(self, path: str) -> int | None:
-        return self._inner.num_bytes(path)
-
-    def write(self, path: str, data: bytes) -> None:
-        raise NotImplementedError
-
-    def replace(self, path: str, data: bytes, expected: bytes | None) -> None:
-        raise NotImplementedError
-
-    def writing(self, path: str) -> AbstractContextManager[BinaryIO]:
-        raise NotImplementedError
-
-    def delete(self, path: str) -> None:
-        raise NotImplementedError
-
-    def list(self, prefix: str = "") -> Iterator[Stored]:
-        return self._inner.list(prefix)
-
-    def lock(self, owner: str) -> AbstractContextManager[None]:
-        raise NotImplementedError
+    def local_path(self, path: str) -> Path | None:
+        return None

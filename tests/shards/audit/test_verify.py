@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 
 from shards.audit.verify import verify_dataset
@@ -23,19 +21,7 @@ from tests.shards.images import draw, encode, write_images
 from tests.shards.whole import (
     change_snapshot,
     change_tar,
-    write_whole,
 )
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    write_whole(folder := tmp_path_factory.mktemp("whole") / "root")
-    return folder
-
-
-@pytest.fixture
-def root(written, tmp_path):
-    return shutil.copytree(written, tmp_path / "root")
 
 
 @pytest.mark.parametrize("deep", [False, True])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import google_crc32c
 import numpy as np
 import pyarrow as pa
@@ -33,19 +31,7 @@ from tests.shards.whole import (
     change_snapshot,
     change_tar,
     reseal,
-    write_whole,
 )
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    write_whole(folder := tmp_path_factory.mktemp("whole") / "root")
-    return folder
-
-
-@pytest.fixture
-def root(written, tmp_path):
-    return shutil.copytree(written, tmp_path / "root")
 
 
 def test_missing_and_cut_files(root):

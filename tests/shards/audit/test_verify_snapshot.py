@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 
 from shards.dataset import load_snapshot
@@ -21,19 +19,7 @@ from tests.shards.whole import (
     change_table,
     make_key,
     reseal,
-    write_whole,
 )
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    write_whole(folder := tmp_path_factory.mktemp("whole") / "root")
-    return folder
-
-
-@pytest.fixture
-def root(written, tmp_path):
-    return shutil.copytree(written, tmp_path / "root")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import tarfile
 
 import pytest
@@ -28,19 +27,7 @@ from tests.shards.whole import (
     change_tar,
     make_key,
     reseal,
-    write_whole,
 )
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    write_whole(folder := tmp_path_factory.mktemp("whole") / "root")
-    return folder
-
-
-@pytest.fixture
-def root(written, tmp_path):
-    return shutil.copytree(written, tmp_path / "root")
 
 
 @pytest.mark.parametrize("name", MEMBERS)

@@ -17,59 +17,24 @@ from pydantic import ValidationError
 
 from shards.hf.maps import hf_map
 from shards.hf.tokens import HFParams, hf_response
-from shards.read.crops import Crop, apply_crop, random_crop
+from shards.read.crops import Crop, random_crop
 from shards.read.draws import sample_rng
-from shards.read.order import OrderConfig, Slots
+from shards.read.order import Slots
 from shards.read.reader import Sample
-from shards.read.stream import MicroBatch, SampleStream, StreamConfig, _receive
+from shards.read.stream import MicroBatch, StreamConfig, _receive
 from shards.read.views import Request, cut_view
-from shards.read.windows import CT_WINDOWS, WindowConfig, to_unit_range
 from shards.support.errors import ConfigError, DataError, EnvironmentFault
-
-ORDER = OrderConfig(global_batch_size=8, num_streams=4, block_shards=2, seed=5)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory, write_dataset) -> Path:
-    folder = tmp_path_factory.mktemp("dataset")
-    write_dataset(folder, {"fundus": [9, 14, 11], "xray": [12]}, duplicates=(4, 20))
-    return folder
-
-
-def stream_of(root: Path, rank: int = 0, world_size: int = 1, micro: int = 2, **settings) -> SampleStream:
-    config = StreamConfig(root=str(root), image_size=32, patch_size=8, **settings)
-    return SampleStream(config, ORDER, rank, world_size, micro)
-
-
-def join(micro_batches: list[MicroBatch]) -> dict[str, torch.Tensor | list[str]]:
-    """One global batch of its micro-batches, the images as a method sees them."""
-    tensors = ("window", "hf_indices", "mask_noise", "position", "slot")
-    joined = {name: torch.cat([m[name] for m in micro_batches]) for name in tensors}
-    joined["image"] = torch.cat([to_unit_range(m["image"], m["window"]) for m in micro_batches])
-    return joined | {"key": [key for m in micro_batches for key in m["key"]]}
-
-
-def images_by_key(batches: list[list[MicroBatch]]) -> dict[str, torch.Tensor]:
-    joined = [join(batch) for batch in batches]
-    return {key: image for b in joined for key, image in zip(b["key"], b["image"], strict=True)}
-
-
-def assert_equal(one: list[list[MicroBatch]], other: list[list[MicroBatch]]) -> None:
-    assert len(one) == len(other)
-    for a, b in zip(map(join, one), map(join, other), strict=True):
-        assert a["key"] == b["key"]
-        for name, tensor in a.items():
-            assert name == "key" or torch.equal(tensor, b[name]), name
+from tests.shards.streams import images_by_key, join, stream_of
 
 
 @pytest.fixture(scope="module")
-def whole(root) -> list[list[MicroBatch]]:
+def whole(stream_root) -> list[list[MicroBatch]]:
     """Epoch 3, read at one go by one rank without workers."""
-    return list(stream_of(root).batches(3))
+    return list(stream_of(stream_root).batches(3))
 
 
-def test_what_a_micro_batch_holds(root, whole):
-    stream = stream_of(root)
+def test_what_a_micro_batch_holds(stream_root, whole):
+    stream = stream_of(stream_root)
     assert stream.num_batches(3) == len(whole) == 44 // 8
     assert stream.gradient_accumulation_steps == 4
     for k, batch in enumerate(whole):
@@ -101,10 +66,12 @@ def test_what_a_micro_batch_holds(root, whole):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_ranks_workers_and_resume_change_nothing(root, whole, world_size, num_workers):
+def test_ranks_workers_and_resume_change_nothing(stream_root, whole, world_size, num_workers):
     start = 2
     for rank in {0, world_size - 1}:
-        stream = stream_of(root, rank, world_size, micro=2 if world_size < 4 else 1, num_workers=num_workers)
+        stream = stream_of(
+            stream_root, rank, world_size, micro=2 if world_size < 4 else 1, num_workers=num_workers
+        )
         share = 8 // world_size
         expected = [
             {name: value[rank * share : (rank + 1) * share] for name, value in join(batch).items()}
@@ -119,8 +86,8 @@ def test_ranks_workers_and_resume_change_nothing(root, whole, world_size, num_wo
                 assert all(torch.equal(a[name], b[name]) for name in a if name != "key")
 
 
-def test_epochs_give_other_orders_and_views(root, whole):
-    other = list(stream_of(root).batches(4))
+def test_epochs_give_other_orders_and_views(stream_root, whole):
+    other = list(stream_of(stream_root).batches(4))
     views = [images_by_key(epoch) for epoch in (whole, other)]
     both = views[0].keys() & views[1].keys()
     assert len(both) > 30
@@ -129,37 +96,37 @@ def test_epochs_give_other_orders_and_views(root, whole):
     assert not torch.equal(whole[0][0]["mask_noise"], other[0][0]["mask_noise"])
 
 
-def test_a_view_belongs_to_its_epoch_and_place(root):
-    views = stream_of(root)._loader.dataset
+def test_a_view_belongs_to_its_epoch_and_place(stream_root):
+    views = stream_of(stream_root)._loader.dataset
     same = [np.zeros(6, dtype=np.int64)] * 2  # one sample in six places
     slots = Slots(np.arange(6), np.arange(6), *same)
     images = torch.cat([views[Request(epoch, slots)]["image"] for epoch in (0, 1)])
     assert not any(torch.equal(images[i], images[j]) for i in range(12) for j in range(i))
 
 
-def test_the_seed_of_the_views_leaves_the_order(root, whole):
-    other = list(stream_of(root, seed=1).batches(3))
+def test_the_seed_of_the_views_leaves_the_order(stream_root, whole):
+    other = list(stream_of(stream_root, seed=1).batches(3))
     assert [m["key"] for b in whole for m in b] == [m["key"] for b in other for m in b]
     assert not torch.equal(join(whole[0])["image"], join(other[0])["image"])
     assert not torch.equal(whole[0][0]["mask_noise"], other[0][0]["mask_noise"])
 
 
-def test_the_global_random_state_is_left_alone(root):
+def test_the_global_random_state_is_left_alone(stream_root):
     before = torch.get_rng_state()
-    next(stream_of(root).batches(0))
-    next(stream_of(root, num_workers=1).batches(0))
+    next(stream_of(stream_root).batches(0))
+    next(stream_of(stream_root, num_workers=1).batches(0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_without_augmentation_epochs_show_the_same_views(root):
-    stream = stream_of(root, augment=False)
+def test_without_augmentation_epochs_show_the_same_views(stream_root):
+    stream = stream_of(stream_root, augment=False)
     epochs = [images_by_key(stream.batches(e)) for e in (0, 1)]
     both = epochs[0].keys() & epochs[1].keys()
     assert both
     assert all(torch.equal(epochs[0][key], epochs[1][key]) for key in both)
 
 
-def test_grey_images_are_repeated(root, whole):
+def test_grey_images_are_repeated(stream_root, whole):
     images = images_by_key(whole)
     grey = [i for k, i in images.items() if int(k[-2:]) % 5 == 0]
     color = [i for k, i in images.items() if int(k[-2:]) % 5]
@@ -200,16 +167,16 @@ def test_a_flip_mirrors_the_tokens():
     np.testing.assert_array_equal(tokens // 4 * 4 + 3 - tokens % 4, mirrored_tokens)
 
 
-def test_start_at_the_end_and_beyond(root):
-    stream = stream_of(root)
+def test_start_at_the_end_and_beyond(stream_root):
+    stream = stream_of(stream_root)
     assert list(stream.batches(0, 5)) == []
     for start in (6, -1):
         with pytest.raises(ConfigError, match=rf"no batch {start}; allowed: 0 to 5"):
             stream.batches(0, start)
 
 
-def test_a_second_iterator_ends_the_first(root):
-    stream = stream_of(root)
+def test_a_second_iterator_ends_the_first(stream_root):
+    stream = stream_of(stream_root)
     first = stream.batches(0)
     next(first)
     second = stream.batches(1)
@@ -218,16 +185,16 @@ def test_a_second_iterator_ends_the_first(root):
     assert len(list(second)) == 5
 
 
-def test_an_hf_version_that_is_not_there_is_refused(root, tmp_path, write_dataset, write_hf_version):
+def test_an_hf_version_that_is_not_there_is_refused(stream_root, tmp_path, write_dataset, write_hf_version):
     stored, params = HFParams(fov="none").digest(), HFParams(fov="none", cutoff_cycles=3.0)
     wanted = params.digest()
-    stream_of(root, hf_digests={"fundus": stored, "xray": stored})
+    stream_of(stream_root, hf_digests={"fundus": stored, "xray": stored})
     with pytest.raises(
         DataError, match=rf"3 of 3 shards of fundus .*{wanted}: .*tiny-000002.*{stored}.*frepa shards rehf"
     ):
-        stream_of(root, hf_digests={"fundus": wanted})
+        stream_of(stream_root, hf_digests={"fundus": wanted})
     with pytest.raises(ConfigError, match=r"hf_digests.ct: .*no 'ct'; allowed: fundus, xray"):
-        stream_of(root, hf_digests={"ct": wanted})
+        stream_of(stream_root, hf_digests={"ct": wanted})
     write_dataset(tmp_path, {"fundus": [9, 14, 11], "xray": [12]}, duplicates=(4, 20))
     write_hf_version(tmp_path, "fundus", params, slice(2))
     with pytest.raises(DataError, match=rf"1 of 3 shards of fundus .*{wanted}: fundus/tiny-000002.tar;"):
@@ -247,9 +214,9 @@ def test_an_hf_version_that_is_not_there_is_refused(root, tmp_path, write_datase
     assert moved > 20
 
 
-def test_batches_that_do_not_divide(root):
+def test_batches_that_do_not_divide(stream_root):
     with pytest.raises(ConfigError, match=r"batch of 8 .* 3 ranks x micro-batch 2"):
-        stream_of(root, world_size=3)
+        stream_of(stream_root, world_size=3)
 
 
 @pytest.mark.parametrize(
@@ -273,153 +240,7 @@ def test_wrong_settings_are_refused(wrong):
         StreamConfig(root=".", **wrong)
 
 
-class TestDamage:
-    """Shard 1, samples 9 to 22, is cut short: its later half is gone."""
-
-    @pytest.fixture
-    def damaged(self, tmp_path, write_dataset) -> Path:
-        write_dataset(tmp_path, {"fundus": [9, 14, 11], "xray": [12]}, duplicates=(4, 20))
-        shard = tmp_path / "fundus/tiny-000001.tar"
-        os.truncate(shard, shard.stat().st_size // 2)
-        return tmp_path
-
-    @pytest.mark.parametrize("num_workers", [0, 1])
-    def test_fail_names_shard_and_key(self, damaged, num_workers):
-        one_line = r"^\S*fundus/tiny-000001.tar, sample sample000\d\d: [^\n]*cut short[^\n]*$"
-        with pytest.raises(DataError, match=one_line):
-            list(stream_of(damaged, num_workers=num_workers).batches(0))
-
-    def test_skip_replaces_by_position_and_reports(self, damaged, root):
-        intact = [join(batch) for batch in stream_of(root).batches(0)]
-        runs = []
-        for world_size, num_workers in ((1, 0), (1, 1), (2, 0)):
-            ranks = [
-                list(
-                    stream_of(damaged, rank, world_size, num_workers=num_workers, bad_samples="skip").batches(
-                        0
-                    )
-                )
-                for rank in range(world_size)
-            ]
-            runs.append([[micro for part in parts for micro in part] for parts in zip(*ranks, strict=True)])
-        assert_equal(runs[0], runs[1])
-        assert_equal(runs[0], runs[2])
-        reports = [[s for batch in run for micro in batch for s in micro["skipped"]] for run in runs]
-        assert reports[0] == reports[1] == reports[2]
-        assert len(reports[0]) >= 5
-        replaced = {s["position"] for s in reports[0]}
-        for report in reports[0]:
-            assert report["sample"].startswith(f"{damaged}/fundus/tiny-000001.tar, sample sample000")
-            assert "cut short" in report["reason"]
-        for before, after in zip(intact, map(join, runs[0]), strict=True):
-            for i, position in enumerate(before["position"].tolist()):
-                if position in replaced:
-                    assert before["key"][i] != after["key"][i]
-                    assert int(after["key"][i][-2:]) < 34  # fundus, as the sample it stands for
-                    assert after["key"][i] not in ("sample00004", "sample00020")  # nor a duplicate
-                else:
-                    assert before["key"][i] == after["key"][i]
-                    assert torch.equal(before["image"][i], after["image"][i])
-
-    def test_skip_ends_when_nothing_is_left(self, damaged):
-        for shard in (damaged / "fundus").glob("*.tar"):
-            shard.unlink()
-        with pytest.raises(DataError, match="9 samples drawn for one place in the plan are all damaged"):
-            list(stream_of(damaged, bad_samples="skip").batches(0))
-
-
-class TestMissing:
-    """A shard or an index that is not there at all."""
-
-    @pytest.mark.parametrize("suffix", [".tar", ".index.parquet"])
-    def test_skip_replaces_and_fail_names_it(self, tmp_path, root, write_dataset, suffix):
-        write_dataset(tmp_path, {"fundus": [9, 14, 11], "xray": [12]}, duplicates=(4, 20))
-        (tmp_path / f"fundus/tiny-000001{suffix}").unlink()
-        with pytest.raises(DataError, match=rf"tiny-000001\{suffix}.*no such file"):
-            list(stream_of(tmp_path).batches(0))
-        intact = [join(batch) for batch in stream_of(root).batches(0)]
-        runs = [
-            list(stream_of(tmp_path, num_workers=n, micro=micro, bad_samples="skip").batches(0))
-            for n, micro in ((0, 2), (1, 8))
-        ]
-        skipped = {s["position"] for batch in runs[0] for micro in batch for s in micro["skipped"]}
-        for before, after, again in zip(intact, map(join, runs[0]), map(join, runs[1]), strict=True):
-            assert after["key"] == again["key"]
-            assert torch.equal(after["image"], again["image"])
-            for i, position in enumerate(before["position"].tolist()):
-                was_lost = 9 <= int(before["key"][i][-2:]) < 23
-                assert was_lost == (position in skipped) == (before["key"][i] != after["key"][i])
-
-
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory, write_dataset) -> Path:
-    folder = tmp_path_factory.mktemp("mixed")
-    write_dataset(folder, {"ct": [12, 9], "fundus": [11]})
-    return folder
-
-
-class TestHounsfield:
-    """CT, stored as int16, beside 8-bit pictures."""
-
-    def test_what_a_method_sees_is_the_windowed_crop(self, mixed, draw_image):
-        """Against plain NumPy, whatever the other samples of the micro-batch are."""
-        config = StreamConfig(root=str(mixed), image_size=32, patch_size=8, seed=3)
-        for micro in (1, 2, 8):
-            stream = SampleStream(config, ORDER, 0, 1, micro)
-            for batch in stream.batches(0):
-                seen = join(batch)
-                for i, position in enumerate(seen["position"].tolist()):
-                    number = int(seen["key"][i][-2:])
-                    image = draw_image(number, "ct" if number < 21 else "fundus")
-                    low, high = seen["window"][i].numpy()
-                    if number % 2 and number > 20:
-                        assert (low, high) == (0, 255)
-                        continue  # a JPEG
-                    rng = sample_rng(3, 0, position, "crop")
-                    crop = random_crop(rng, *image.shape[:2], scale=(0.2, 1), ratio=(3 / 4, 4 / 3), flip=True)
-                    pixels = apply_crop(image, crop, 32).astype(np.float32)
-                    expected = np.clip((pixels - low) / (high - low), 0, 1)
-                    planes = np.broadcast_to(
-                        expected if expected.ndim == 2 else expected.transpose(2, 0, 1), (3, 32, 32)
-                    )
-                    np.testing.assert_array_equal(seen["image"][i].numpy(), planes)
-
-    def test_types_and_channels_of_a_micro_batch(self, mixed):
-        kinds = set()
-        for batch in stream_of(mixed).batches(1):
-            for micro in batch:
-                numbers = [int(key[-2:]) for key in micro["key"]]
-                is_color = any(n > 20 and n % 5 for n in numbers)
-                assert micro["image"].shape[1] == (3 if is_color else 1)
-                has_ct = any(n < 21 for n in numbers)
-                assert micro["image"].dtype == (torch.int16 if has_ct else torch.uint8)
-                kinds.add((has_ct, is_color))
-        assert {(True, True), (True, False), (False, True)} <= kinds
-
-    def test_ranks_workers_and_resume_change_nothing(self, mixed):
-        whole = [join(batch) for batch in stream_of(mixed, micro=8).batches(2)]
-        for rank in (0, 1):
-            parts = stream_of(mixed, rank, 2, micro=1, num_workers=1).batches(2, 1)
-            for part, batch in zip(map(join, parts), whole[1:], strict=True):
-                for name, value in batch.items():
-                    mine = value[4 * rank : 4 * rank + 4]
-                    assert part[name] == mine if name == "key" else torch.equal(part[name], mine), name
-
-    def test_windows_are_drawn_as_configured(self, mixed):
-        config = WindowConfig(names=("brain",), level_jitter=0, width_jitter=0)
-        for settings, window in (({"ct_windows": config}, [0, 80]), ({"augment": False}, [-1000, 1000])):
-            for batch in stream_of(mixed, **settings).batches(0):
-                for key, found in zip(join(batch)["key"], join(batch)["window"].tolist(), strict=True):
-                    assert found == (window if int(key[-2:]) < 21 else [0, 255])
-        windows = torch.cat([join(b)["window"] for e in range(8) for b in stream_of(mixed).batches(e)])
-        windows = windows[windows[:, 1] != 255]
-        assert len(windows.unique(dim=0)) > 0.95 * len(windows)  # jittered
-        widths = windows[:, 1] - windows[:, 0]
-        nearest = [min(CT_WINDOWS, key=lambda n: abs(CT_WINDOWS[n][1] / w - 1)) for w in widths.tolist()]
-        assert set(nearest) == set(CT_WINDOWS)
-
-
-def test_a_fault_of_the_environment_comes_out_of_a_worker_as_it_is(root, tmp_path, write_dataset):
+def test_a_fault_of_the_environment_comes_out_of_a_worker_as_it_is(stream_root, tmp_path, write_dataset):
     """And is no bad sample."""
     write_dataset(tmp_path, {"fundus": [9, 14, 11], "xray": [12]})
     stream = stream_of(tmp_path, num_workers=1, bad_samples="skip")
@@ -443,8 +264,8 @@ def test_a_bug_in_a_worker_is_not_taken_for_its_death():
 
 
 @pytest.mark.parametrize("after", [0, 2])
-def test_the_death_of_a_worker_is_an_error(root, after):
-    stream = stream_of(root, num_workers=1)
+def test_the_death_of_a_worker_is_an_error(stream_root, after):
+    stream = stream_of(stream_root, num_workers=1)
     batches = stream.batches(0)
     for _ in range(after):
         next(batches)
@@ -468,9 +289,9 @@ time.sleep(100)
 """
 
 
-def test_workers_end_with_a_killed_trainer(root):
+def test_workers_end_with_a_killed_trainer(stream_root):
     with subprocess.Popen(
-        [sys.executable, "-c", TRAINER, str(root)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", TRAINER, str(stream_root)], stdout=subprocess.PIPE, text=True
     ) as trainer:
         pids = [int(pid) for pid in trainer.stdout.readline().split()]
         trainer.kill()
