@@ -130,7 +130,7 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        num_patches = self.method.model.num_patches
+        num_patches = self.method.input.num_patches
         if not round(self.data.hf_keep * num_patches):  # the mean of no token is not a number
             raise ValueError(
                 f"data.hf_keep {self.data.hf_keep} keeps none of the {num_patches} patches of a view"
@@ -150,7 +150,7 @@ class RunConfig(Settings):
         """The settings of the loader; the view's size and grid are the model's."""
         return StreamConfig(
             **self.data.model_dump(exclude={"num_streams", "modality_weights"}),
-            image_size=self.method.model.image_size,
-            patch_size=self.method.model.patch_size,
+            image_size=self.method.input.image_size,
+            patch_size=self.method.input.patch_size,
             seed=self.train.seed,
         )

@@ -19,8 +19,9 @@ from shards.support.errors import ConfigError, DataError
 from shards.support.settings import load_settings
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from frepa_dist.config import RunConfig
-    from frepa_dist.models.vit_mae import MaskedAutoencoderViT
 
 CONFIG, METRICS, EVENTS, OUTCOME = "config.yaml", "metrics.jsonl", "events.jsonl", "outcome.json"
 ENVIRONMENT, CHECKPOINTS, LATEST, LOCK = "environment.json", "checkpoints", "latest", ".lock"
@@ -88,19 +89,21 @@ def load_run_config(run_dir: Path) -> RunConfig:
     return load_settings(RunConfig, run_dir / CONFIG)
 
 
-def load_student(run_dir: Path, step: int | None = None) -> tuple[MaskedAutoencoderViT, RunConfig, int]:
+def load_student(run_dir: Path, step: int | None = None) -> tuple[nn.Module, RunConfig, int]:
     """The student with the weights of a checkpoint (fp32, CPU, eval mode), its config and step.
+
+    It is a `frepa_dist.methods.base.Student`.
 
     Raises:
         DataError: no such run or checkpoint, or its weights do not fit the config.
     """
     from safetensors.torch import load_file
 
-    from frepa_dist.methods.mae import create_model
+    from frepa_dist.methods.registry import METHODS
 
     config = load_run_config(run_dir)
     folder = find_checkpoint(run_dir, step)
-    model = create_model(config.method)
+    model = METHODS[config.method.name].create_student(config.method)
     try:
         model.load_state_dict(load_file(folder / STUDENT_WEIGHTS))
     except Exception as error:  # safetensors raises its own error class, torch a RuntimeError

@@ -116,7 +116,7 @@ def load_encoder(source: str | Path, device: str | torch.device | None = None) -
         return _load_timm(text, rest, where)
     if (path / CONFIG).is_file():
         student, config, step = load_student(path)
-        settings = config.method.model
+        settings = config.method.input
         return _from_mae(f"{text}, step {step}", student, settings.mean, settings.std, where)
     if (path / "config.json").is_file():
         return _load_folder(text, path, where)
@@ -129,11 +129,7 @@ def _from_mae(
     name: str, model: EncoderTrunk, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> Encoder:
     model = model.eval().requires_grad_(False).to(device)
-
-    def pool(images: Tensor, ids_keep: Tensor | None) -> Tensor:
-        return model.encode(images, ids_keep)[:, 1:].mean(dim=1)
-
-    return Encoder(name, pool, model.width, model.image_size, model.patch_size, mean, std, device)
+    return Encoder(name, model.embed, model.width, model.image_size, model.patch_size, mean, std, device)
 
 
 def _load_random(source: str, rest: str, device: torch.device) -> Encoder:

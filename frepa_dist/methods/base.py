@@ -5,8 +5,11 @@ cut into ranks and micro-batches in any way:
 
 1. `targets` for every micro-batch of this rank, without gradient. The loop gathers them over micro-batches
    and ranks into `pool`, whose row i belongs to slot i.
-2. `losses` for each micro-batch, then backward of `Losses.total` divided by the number of micro-batches.
-3. `after_step`, once, on all ranks, also when the optimizer skipped the step.
+2. For each micro-batch `losses`, then backward of `Losses.total` divided by the number of micro-batches. In
+   `losses` opponents (discriminators) are frozen: gradients go through them, not into them.
+3. For each opponent and micro-batch `opponent_losses`, then backward through the opponent's own engine. They
+   work on `Losses.outputs`, which carry no gradient.
+4. `after_step`, once, on all ranks, also when the optimizer skipped the step.
 
 Losses are means over the rows of the micro-batch of terms that see their own row and the pool only, so that
 gradients do not depend on the cut.
@@ -17,12 +20,14 @@ Shapes: B micro-batch, G global batch, N patches, D width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from shards.support.settings import Settings
 
 Batch = Mapping[str, Any]
 
@@ -55,11 +60,13 @@ class Losses:
         weights: the weight of each term.
         metrics: detached 0-dim tensors to log. They are means over the rows of the micro-batch, but for
             those whose name ends in `_max`.
+        outputs: detached tensors of this micro-batch that `opponent_losses` needs.
     """
 
     terms: dict[str, Tensor]
     weights: dict[str, float]
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def total(self) -> Tensor:
@@ -76,24 +83,139 @@ class SubmoduleSpec:
 
     Attributes:
         build: makes the module, on the CPU, in fp32.
-        kind: `engine` (a DeepSpeed engine), `ema` (fp32 average of an engine's parameters, no gradient),
-            `plain` (fp32, outside every engine, own optimizer, gradients all-reduced; the gradients are None
-            on all ranks in a step where it was not used) or `frozen` (not in checkpoints).
+        kind: `engine` (the student: a DeepSpeed engine), `opponent` (a discriminator: a DeepSpeed engine of
+            its own with its own optimizer and ZeRO stage, trained by `Method.opponent_losses`; a module may
+            have a function `after_step()`, called once per optimizer step), `ema` (fp32 average of an
+            engine's parameters, no gradient), `plain` (fp32, outside every engine, own optimizer, gradients
+            all-reduced; the gradients are None on all ranks in a step where it was not used) or `frozen` (not
+            in checkpoints).
         of: for `ema`, the name of the engine. The module's parameter names are a subset of the engine's:
             the loop copies those at the start and averages them by name.
         momentum: for `ema`, the share of the old average that is kept after a step.
     """
 
     build: Callable[[], nn.Module]
-    kind: Literal["engine", "ema", "plain", "frozen"]
+    kind: Literal["engine", "opponent", "ema", "plain", "frozen"]
     of: str | None = None
     momentum: Callable[[StepInfo], float] | None = None
 
 
+class InputSettings(Protocol):
+    """What every method's `model` settings say about its input.
+
+    Attributes:
+        image_size: side of the training views in pixels.
+        patch_size: side of the cells in which high-frequency (HF) tokens and mask noise are counted; divides
+            the image size.
+        num_patches: cells of a view.
+        mean, std: of the channels, of images scaled to [0, 1].
+    """
+
+    @property
+    def image_size(self) -> int: ...  # noqa: D102
+
+    @property
+    def patch_size(self) -> int: ...  # noqa: D102
+
+    @property
+    def num_patches(self) -> int: ...  # noqa: D102
+
+    @property
+    def mean(self) -> tuple[float, float, float]: ...  # noqa: D102
+
+    @property
+    def std(self) -> tuple[float, float, float]: ...  # noqa: D102
+
+
+class MethodSettings(Settings):
+    """Settings of a method: a class of each method inherits them, and gives `name` a literal of its own.
+
+    A concrete one has a field `model` that satisfies `InputSettings`.
+    """
+
+    name: str
+
+    @property
+    def input(self) -> InputSettings:
+        """The settings of the network's input."""
+        settings: InputSettings = self.model  # type: ignore[attr-defined]
+        return settings
+
+
+class Student(Protocol):
+    """What evaluation and export ask of a student, whatever its method.
+
+    Attributes:
+        width: D of its features.
+        image_size: S of the images it was made for.
+        patch_size: side of its patches where it can encode some of them alone, else None.
+    """
+
+    width: int
+    image_size: int
+    patch_size: int | None
+
+    def embed(self, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """Give the mean feature of images, or of some of their patches, after the final norm.
+
+        Args:
+            images: (B, 3, S, S), normalized by the mean and std of the settings.
+            ids_keep: (B, K) row-major indices of the patches to encode; only where `patch_size` is not None.
+
+        Returns:
+            (B, D).
+        """
+
+
+class Preview(NamedTuple):
+    """One way in which a method hides part of an image, and what its student makes of it.
+
+    Attributes:
+        name: of the way, such as "masked patches".
+        seen: (B, 3, S, S) what the student saw, in [0, 1].
+        predicted: (B, 3, S, S) the image it makes of it, in [0, 1]; where nothing was hidden it may be the
+            image.
+        hidden: (B, 1, S, S) bool, the pixels that were hidden, or all where frequencies were.
+    """
+
+    name: str
+    seen: Tensor
+    predicted: Tensor
+    hidden: Tensor
+
+
 class Method(ABC):
-    """A pretraining method; see the module's text for when each function is called, and by whom."""
+    """A pretraining method; see the module's text for when each function is called, and by whom.
+
+    Args:
+        config: an instance of `config_class`.
+        compute_dtype: what networks outside the engines compute in, by autocast, where the method runs them.
+    """
 
     name: ClassVar[str]
+    config_class: ClassVar[type[MethodSettings]]
+
+    @abstractmethod
+    def __init__(self, config: Any, compute_dtype: torch.dtype = torch.float32) -> None: ...
+
+    @classmethod
+    @abstractmethod
+    def create_student(cls, config: Any) -> nn.Module:
+        """Create the network that is trained, freshly initialized, whatever `init` says: a `Student`."""
+
+    @classmethod
+    def previews(
+        cls, student: nn.Module, images: Tensor, config: Any, draw_keys: Sequence[int]
+    ) -> list[Preview]:
+        """Show what a student makes of images, for the report; without gradient.
+
+        Args:
+            student: what `create_student` made, in evaluation mode.
+            images: (B, 3, S, S) float32 in [0, 1].
+            config: an instance of `config_class`.
+            draw_keys: one of each image; equal keys give equal masks.
+        """
+        return []
 
     @abstractmethod
     def submodules(self) -> dict[str, SubmoduleSpec]:
@@ -123,6 +245,22 @@ class Method(ABC):
             info: where training stands.
             comm: agreement between ranks.
         """
+
+    def opponent_losses(
+        self, name: str, nets: Mapping[str, nn.Module], outputs: Mapping[str, Tensor], info: StepInfo
+    ) -> Losses | None:
+        """Compute the loss of one opponent on what `losses` left of the same micro-batch.
+
+        Args:
+            name: of the opponent in `submodules`.
+            nets: `nets[name]` is its engine here, and takes gradients.
+            outputs: `Losses.outputs` of this micro-batch, without gradient.
+            info: where training stands.
+
+        Returns:
+            None where the opponent rests in this step, then on all ranks and for all micro-batches.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has opponents and no losses for them")
 
     def after_step(self, info: StepInfo, comm: Comm) -> None:  # noqa: B027 (most methods hold no state)
         """Advance moving averages; called once per global batch by all ranks."""

@@ -12,7 +12,16 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from frepa_dist.masking import mask_first, num_kept
-from frepa_dist.methods.base import Batch, Comm, Losses, Method, StepInfo, SubmoduleSpec
+from frepa_dist.methods.base import (
+    Batch,
+    Comm,
+    InputSettings,
+    Losses,
+    Method,
+    MethodSettings,
+    StepInfo,
+    SubmoduleSpec,
+)
 from frepa_dist.models.vit_mae import (
     MaeOutput,
     MaskedAutoencoderViT,
@@ -62,7 +71,7 @@ class ModelConfig(Settings):
         return (self.image_size // self.patch_size) ** 2
 
 
-class ReconstructionConfig(Settings):
+class ReconstructionConfig(MethodSettings):
     """What every method with a masked autoencoder has.
 
     Attributes:
@@ -112,7 +121,7 @@ def create_student(config: ReconstructionConfig) -> MaskedAutoencoderViT:
     return model
 
 
-def normalize_images(batch: Batch, config: ModelConfig) -> Tensor:
+def normalize_images(batch: Batch, config: InputSettings) -> Tensor:
     """Scale the images of a micro-batch to float32 (B, 3, S, S) of the mean and spread of the model."""
     # channel by channel: constants travel as kernel arguments, and no copy waits for the device
     images = to_unit_range(batch["image"], batch["window"])
@@ -133,9 +142,15 @@ class Mae(Method):
     """Reconstruct the masked patches: one engine, one loss, `rec`."""
 
     name: ClassVar[str] = "mae"
+    config_class = MaeConfig
 
-    def __init__(self, config: MaeConfig) -> None:
+    def __init__(self, config: MaeConfig, compute_dtype: torch.dtype = torch.float32) -> None:
         self.config = config
+
+    @classmethod
+    def create_student(cls, config: MaeConfig) -> MaskedAutoencoderViT:
+        """See `Method`."""
+        return create_model(config)
 
     def submodules(self) -> dict[str, SubmoduleSpec]:
         """See `Method`."""

@@ -22,10 +22,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from frepa_dist.methods.base import Batch, Comm, Losses, Method, StepInfo, SubmoduleSpec
-from frepa_dist.methods.mae import ReconstructionConfig, create_student, normalize_images, reconstruct
+from frepa_dist.methods.mae import (
+    ReconstructionConfig,
+    create_model,
+    create_student,
+    normalize_images,
+    reconstruct,
+)
 from frepa_dist.models.auxiliary import auxiliary_width, create_auxiliary_encoder
 from frepa_dist.models.critic import MineCritic
-from frepa_dist.models.vit_mae import VIT_SIZES, MaeEncoder
+from frepa_dist.models.vit_mae import VIT_SIZES, MaeEncoder, MaskedAutoencoderViT
 from frepa_dist.mutual_information import (
     EstimatorName,
     LogMovingAverage,
@@ -174,6 +180,12 @@ class RetMae(Method):
     """
 
     name: ClassVar[str] = "retmae"
+    config_class = RetMaeConfig
+
+    @classmethod
+    def create_student(cls, config: RetMaeConfig) -> MaskedAutoencoderViT:
+        """See `Method`."""
+        return create_model(config)
 
     def __init__(self, config: RetMaeConfig, compute_dtype: torch.dtype = torch.float32) -> None:
         self.config, self._compute_dtype = config, compute_dtype

@@ -152,6 +152,10 @@ class EncoderTrunk(nn.Module):
         tokens = torch.cat([cls_token, tokens], dim=1)
         return self.norm(self.run_blocks(self.blocks, tokens))  # type: ignore[no-any-return]
 
+    def embed(self, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """See `methods.base.Student`: the mean patch token; the class token is left out."""
+        return self.encode(images, ids_keep)[:, 1:].mean(dim=1)
+
 
 class MaeEncoder(EncoderTrunk):
     """The encoder alone; its state dict is the encoder's part of `MaskedAutoencoderViT`'s."""

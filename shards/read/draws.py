@@ -28,3 +28,15 @@ def sample_rng(seed: int, epoch: int, position: int, purpose: str) -> np.random.
     # Philox counts up from the first word: the two low words are left for the draws themselves
     counter = np.array([0, 0, position, epoch], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def draw_key(seed: int, epoch: int, position: int) -> int:
+    """Hash a place in the plan to 63 bits: what draws on a device are keyed by (`frepa_dist.draws`).
+
+    Args:
+        seed: seed of the run, in [0, 2**64).
+        epoch: epoch of the plan, not negative.
+        position: place in the epoch's plan, not negative.
+    """
+    packed = b"".join(value.to_bytes(8, "little") for value in (seed, epoch, position))
+    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1

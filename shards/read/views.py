@@ -17,7 +17,7 @@ from shards.dataset import load_snapshot
 from shards.hf.maps import indices_from_map
 from shards.read.config import StreamConfig
 from shards.read.crops import Crop, apply_crop, center_crop, crop_shares, random_crop
-from shards.read.draws import sample_rng
+from shards.read.draws import draw_key, sample_rng
 from shards.read.kept import KeptSamples, Place
 from shards.read.order import Slots
 from shards.read.reader import Sample, ShardReader
@@ -85,6 +85,8 @@ class MicroBatch(TypedDict):
     """(B,) int64, place in the epoch's plan."""
     slot: torch.Tensor
     """(B,) int64, place in the global batch."""
+    draw_key: list[int]
+    """Of each sample, a hash of seed, epoch and position: what further draws for it are keyed by."""
     key: list[str]
     skipped: list[Skipped]
     """What `bad_samples: skip` replaced."""
@@ -150,6 +152,7 @@ class Views(torch.utils.data.Dataset["MicroBatch | FrepaError"]):
             mask_noise=torch.from_numpy(noise),
             position=torch.from_numpy(slots.position.copy()),
             slot=torch.from_numpy(slots.slot.copy()),
+            draw_key=[draw_key(config.seed, request.epoch, p) for p in slots.position.tolist()],
             key=keys,
             skipped=skipped,
             num_bytes=num_bytes,
