@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from cluster.evaluate_cli import evaluate_group
 from cluster.options import FOLDER, F, set_option
 from cluster.shards_cli import shards_group
 from shards.support.errors import ConfigError, DataError, FrepaError
@@ -41,6 +42,7 @@ def cli(debug: bool) -> None:
 
 
 cli.add_command(shards_group)
+cli.add_command(evaluate_group)
 
 
 @cli.command()
@@ -86,69 +88,6 @@ def resume(run: Path, num_ranks: int | None, master_port: int | None) -> None:
     if num_ranks is None and (run / ENVIRONMENT).is_file():
         num_ranks = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))["world_size"]
     sys.exit(launch_training(["--resume", str(run)], run, num_ranks, master_port))
-
-
-@cli.group()
-def evaluate() -> None:
-    """Measure what an encoder has learned.
-
-    ENCODER is a run folder, an exported folder, an official MAE checkpoint, timm:NAME or random:SIZE.
-    """
-
-
-@evaluate.command("probe")
-@click.argument("encoder")
-@click.argument("images", type=FOLDER)
-@click.option("--labels", type=FOLDER, help="CSV with filename,label[,split]; default: a folder per class.")
-@click.option(
-    "--label-column", default="label", show_default=True, help="Column of the CSV that is the label."
-)
-@click.option("--out", type=FOLDER, help="JSON file for the result.")
-@click.option("--seed", default=0, show_default=True, help="Of the split and the bootstrap.")
-@click.option("--smoke-test", is_flag=True, help="The labels are not medical: the report will say so.")
-def evaluate_probe(
-    encoder: str,
-    images: Path,
-    labels: Path | None,
-    label_column: str,
-    out: Path | None,
-    seed: int,
-    smoke_test: bool,
-) -> None:
-    """Linear probe: logistic regression on frozen features, AUROC with a bootstrap interval."""
-    from frepa_dist.evaluate.probe import run_probe
-
-    result = run_probe(encoder, images, labels, label_column=label_column, seed=seed, smoke_test=smoke_test)
-    write_result(result.as_json(), out)
-    click.echo(result.describe())
-
-
-@evaluate.command("cka")
-@click.argument("encoder")
-@click.argument("images")
-@click.option("--num", default=512, show_default=True, help="Most images of a modality to use.")
-@click.option("--modality", help="What image files are; of a dataset, the only one to use.")
-@click.option("--out", type=FOLDER, help="JSON file for the result.")
-@click.option("--seed", default=0, show_default=True, help="Which images, and of the random tokens.")
-def evaluate_cka(
-    encoder: str, images: str, num: int, modality: str | None, out: Path | None, seed: int
-) -> None:
-    """CKA of the full image's features with those of its HF, LF and random tokens and of filtered images.
-
-    IMAGES is a folder of images or a dataset of shards.
-    """
-    from frepa_dist.evaluate.cka import run_cka
-
-    result = run_cka(encoder, images, num=num, seed=seed, modality=modality)
-    write_result(result.as_json(), out)
-    click.echo(result.describe())
-
-
-def write_result(result: dict[str, Any], out: Path | None) -> None:
-    """Write a result as JSON where a file is named."""
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 @cli.command()

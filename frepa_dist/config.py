@@ -8,8 +8,9 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from frepa_dist.methods.registry import MethodConfig
+from shards.read.balance import ModalityWeights
 from shards.read.config import AccessConfig, CropRatio, CropScale, PlaceName, StreamConfig
-from shards.read.order import OrderConfig, Weight
+from shards.read.order import OrderConfig
 from shards.read.windows import WindowConfig
 from shards.support.settings import Settings
 
@@ -45,7 +46,8 @@ class DataConfig(AccessConfig):
         flip: whether half of the views are mirrored left to right.
         ct_windows: which windows the views of CT are shown in.
         num_streams: streams of the order (shards.read.order); None chooses one that divides the batch.
-        modality_weights: passes over a modality in one epoch, 1 where not named.
+        modality_weights: how modalities are balanced (shards.read.balance): `uniform`, `{alpha: 0.5}` for
+            shares in proportion to samples^alpha, or passes over a modality in one epoch, 1 where not named.
         num_workers: loader processes per rank; 0 reads in the training process.
         bad_samples: `fail` stops at a damaged sample, `skip` replaces it by another and reports it.
     """
@@ -59,9 +61,26 @@ class DataConfig(AccessConfig):
     flip: bool = True
     ct_windows: WindowConfig = WindowConfig()
     num_streams: int | None = Field(None, ge=1)
-    modality_weights: dict[str, Weight] = Field(default_factory=dict)
+    modality_weights: ModalityWeights = Field(default_factory=dict)
     num_workers: int = Field(2, ge=0)
     bad_samples: Literal["fail", "skip"] = "fail"
+
+
+class OpponentConfig(Settings):
+    """How discriminators are trained: each by an engine of its own, in fp32 under the student's autocast.
+
+    Attributes:
+        learning_rate: the peak; it rises and falls as the student's does. As `betas`, of Isola et al. (2017).
+        betas, weight_decay: of AdamW.
+        clipping: largest norm of a discriminator's gradient; None does not clip.
+        zero_stage: ZeRO stage; a discriminator is small, and 0 costs the least communication.
+    """
+
+    learning_rate: float = Field(2e-4, gt=0)
+    betas: tuple[float, float] = (0.5, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    clipping: float | None = Field(1.0, gt=0)
+    zero_stage: Literal[0, 1, 2] = 0
 
 
 class TrainConfig(Settings):
@@ -78,10 +97,12 @@ class TrainConfig(Settings):
         precision: `bf16` keeps fp32 master weights; MINE's critic and the EMA teacher stay in fp32.
         zero_stage: ZeRO stage of the student engine.
         critic_learning_rate, critic_clipping: of plain modules that train beside the engine (MINE's critic).
+        opponent: how discriminators are trained.
+        compile: run the student through torch.compile; the first steps take longer.
         checkpoint_every: steps between checkpoints; the last step always makes one.
         keep_checkpoints: how many of the newest are kept.
         metrics_port: rank r serves Prometheus metrics on this port + r of 127.0.0.1; None serves none.
-        deepspeed: more of DeepSpeed's configuration, passed through.
+        deepspeed: more of DeepSpeed's configuration for the student's engine, passed through.
     """
 
     global_batch_size: int = Field(256, ge=1)
@@ -98,6 +119,8 @@ class TrainConfig(Settings):
     zero_stage: Literal[0, 1, 2] = 2
     critic_learning_rate: float = Field(1e-4, gt=0)
     critic_clipping: float | None = Field(1.0, gt=0)
+    opponent: OpponentConfig = OpponentConfig()
+    compile: bool = False
     seed: int = Field(0, ge=0)
     log_every: int = Field(10, ge=1)
     checkpoint_every: int = Field(500, ge=1)

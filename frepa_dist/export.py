@@ -1,7 +1,7 @@
 """The encoder of a run as a folder in timm's hub layout: config.json, model.safetensors, README.md.
 
 `timm.create_model("local-dir:FOLDER", pretrained=True)` gives the encoder without a head; its features are
-the mean of the patch tokens after the final norm. The folder names no machine, path or user.
+the mean over positions after the final norm. The folder names no machine, path or user.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import nn
 
 from frepa_dist.config import RunConfig
 from frepa_dist.evaluate.features import load_encoder
-from frepa_dist.models.vit_mae import VIT_SIZES, MaskedAutoencoderViT
+from frepa_dist.evaluate.timm_encoders import OWN_KEYS
+from frepa_dist.export_layout import Layout, describe_layout
 from frepa_dist.runs import ENVIRONMENT, load_student
 from shards.dataset import load_snapshot
 from shards.read.config import AccessConfig
@@ -30,15 +31,33 @@ from shards.stores.atomic import writing_to
 from shards.support.errors import ConfigError, DataError
 from shards.support.settings import dump_yaml
 
-ARCHITECTURES = {
-    "tiny": "vit_tiny_patch16_224",
-    "small": "vit_small_patch16_224",
-    "base": "vit_base_patch16_224",
-    "large": "vit_large_patch16_224",
-}
-"""timm's models of the same widths; image and patch size are given as arguments."""
+EXAMPLE = """
+import timm
 
-ENCODER_PARTS = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
+model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True).eval()  # else: random weights
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+features = model(transform(image).unsqueeze(0))
+"""
+
+MIN_MAX_EXAMPLE = """
+import timm
+import torch
+
+model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True).eval()  # else: random weights
+config = timm.data.resolve_model_data_config(model)
+transform = timm.data.create_transform(**config, is_training=False)
+mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
+pixels = transform(image) * std + mean  # in [0, 1] again
+spread = (pixels.max() - pixels.min()).clamp(min=1 / 255)  # a flat image has none
+pixels = (pixels - pixels.min()) / spread
+features = model(((pixels - mean) / std).unsqueeze(0))
+"""
+
+MIN_MAX_WORDS = (
+    "then each image by its own smallest and largest value to [0, 1] (timm's transform does not\n"
+    "do this: see above), "
+)
+
 TOLERANCE = 1e-4  # of the check, relative; kernels of other shapes round in another way
 
 
@@ -54,7 +73,7 @@ def export_encoder(run_dir: Path, out_dir: Path, step: int | None = None) -> Pat
         `out_dir`.
 
     Raises:
-        ConfigError: `out_dir` holds something.
+        ConfigError: `out_dir` holds something, or timm cannot build such an encoder.
         DataError: there is no such checkpoint, or timm makes other features of it.
         EnvironmentFault: the folder cannot be written.
     """
@@ -64,23 +83,17 @@ def export_encoder(run_dir: Path, out_dir: Path, step: int | None = None) -> Pat
         )
     out_dir = out_dir.resolve()
     student, config, step = load_student(run_dir, step)
-    weights = {
-        name: value.contiguous()
-        for name, value in student.state_dict().items()
-        if name.startswith(ENCODER_PARTS)
-    }
+    layout = describe_layout(student, config)
     # beside the destination, so that the rename stays on one file system; a killed export leaves it there
     partial = out_dir.with_name(f".{out_dir.name}.partial-{os.getpid()}")
     with writing_to(out_dir):
         partial.mkdir(parents=True)
         try:
             provenance = describe_provenance(run_dir, config, step)
-            data = save(weights, metadata={"format": "pt", **_texts(provenance)})
+            data = save(layout.weights, metadata={"format": "pt", **_texts(provenance)})
             (partial / "model.safetensors").write_bytes(data)
-            (partial / "config.json").write_text(
-                json.dumps(timm_config(config, student.width), indent=2) + "\n"
-            )
-            (partial / "README.md").write_text(write_card(config, weights, provenance), encoding="utf-8")
+            (partial / "config.json").write_text(json.dumps(timm_config(config, layout), indent=2) + "\n")
+            (partial / "README.md").write_text(write_card(config, layout, provenance), encoding="utf-8")
             check_features(student, partial)
             partial.replace(out_dir)  # an empty folder gives way
         except BaseException:
@@ -89,29 +102,21 @@ def export_encoder(run_dir: Path, out_dir: Path, step: int | None = None) -> Pat
     return out_dir
 
 
-def timm_config(config: RunConfig, width: int) -> dict[str, Any]:
-    """What timm reads to build the encoder and to prepare images for it.
-
-    `fc_norm: false` keeps the norm before the pooling, where MAE has it: with `global_pool: avg` alone timm
-    moves it behind, and the weights no longer fit.
-    """
-    model = config.method.model
+def timm_config(config: RunConfig, layout: Layout) -> dict[str, Any]:
+    """What timm reads to build the encoder and to prepare images, and what it passes over (`frepa`)."""
+    model = config.method.input
     return {
-        "architecture": ARCHITECTURES[model.size],
+        "architecture": layout.architecture,
         "num_classes": 0,
-        "num_features": width,
+        "num_features": layout.width,
         "global_pool": "avg",
-        "model_args": {
-            "img_size": model.image_size,
-            "patch_size": model.patch_size,
-            "global_pool": "avg",
-            "fc_norm": False,
-        },
+        "model_args": layout.arguments,
+        OWN_KEYS: {"min_max": layout.min_max},
         "pretrained_cfg": {
             "tag": f"frepa_{config.method.name}",
             "custom_load": False,
-            "input_size": [3, model.image_size, model.image_size],
-            "fixed_input_size": True,
+            "input_size": [3, layout.image_size, layout.image_size],
+            "fixed_input_size": "img_size" in layout.arguments,  # timm hands the size to the model then
             "interpolation": "bicubic",
             "crop_pct": 1.0,
             "crop_mode": "center",
@@ -119,8 +124,8 @@ def timm_config(config: RunConfig, width: int) -> dict[str, Any]:
             "std": list(model.std),
             "num_classes": 0,
             "pool_size": None,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
+            "first_conv": layout.first_conv,
+            "classifier": layout.classifier,
         },
     }
 
@@ -152,19 +157,19 @@ def _texts(values: Mapping[str, Any]) -> dict[str, str]:
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
 
 
-def check_features(student: MaskedAutoencoderViT, folder: Path) -> None:
+def check_features(student: nn.Module, folder: Path) -> None:
     """Compare what timm makes of a folder with the student, on noise.
 
     Raises:
         DataError: the features differ.
     """
     generator = torch.Generator().manual_seed(0)
-    size = student.image_size
-    images = torch.randint(0, 256, (2, 3, size, size), generator=generator, dtype=torch.uint8)
     exported = load_encoder(folder, "cpu")
+    size = exported.image_size
+    images = torch.randint(0, 256, (2, 3, size, size), generator=generator, dtype=torch.uint8)
     normalized = exported.normalize(images)
     with torch.inference_mode():
-        expected = student.eval().encode(normalized)[:, 1:].mean(dim=1)
+        expected = student.eval().embed(normalized).float()  # type: ignore[operator]
     difference = float((exported.embed(normalized) - expected).abs().max())
     if not difference <= TOLERANCE * float(expected.abs().max()):
         raise DataError(
@@ -172,11 +177,10 @@ def check_features(student: MaskedAutoencoderViT, folder: Path) -> None:
         )
 
 
-def write_card(config: RunConfig, weights: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> str:
+def write_card(config: RunConfig, layout: Layout, provenance: Mapping[str, Any]) -> str:
     """The model card, Markdown with the header that model hubs read."""
-    model, train = config.method.model, config.train
-    size = VIT_SIZES[model.size]
-    num_parameters = sum(value.numel() for value in weights.values())
+    model, train = config.method.input, config.train
+    num_parameters = sum(value.numel() for value in layout.weights.values())
     packages = ", ".join(f"{name} {number}" for name, number in provenance["trained_with"].items())
     settings = dump_yaml({"method": _plain(config.method.model_dump()), "train": _plain(train.model_dump())})
     return f"""---
@@ -187,25 +191,20 @@ tags: [image-feature-extraction, timm, medical]
 # Encoder pretrained with {config.method.name} on medical images
 
 ```python
-import timm
-
-model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True)  # without pretrained=True: random weights
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-features = model(transform(image).unsqueeze(0))  # (1, {size.width})
+{(MIN_MAX_EXAMPLE if layout.min_max else EXAMPLE).strip()}  # (1, {layout.width})
 ```
 
 ## Architecture
 
-Vision transformer without a head, in timm `{ARCHITECTURES[model.size]}`: {model.patch_size}-pixel patches,
-width {size.width}, {size.depth} blocks, {size.heads} heads, {num_parameters / 1e6:.1f} million parameters.
-The feature of an image is the mean of its patch tokens after the final norm; the class token is left out.
+{layout.network}; in timm `{layout.architecture}` without a head, width {layout.width},
+{num_parameters / 1e6:.1f} million parameters. {layout.feature}
 
 ## Input
 
-RGB images of {model.image_size} x {model.image_size} pixels, grey ones repeated to three channels: the
-short side is brought to {model.image_size}, the center cut out. Pixels are scaled to [0, 1], then normalized
-by mean {_numbers(model.mean)} and standard deviation {_numbers(model.std)}. Training shrank images by
-area averaging; timm's closest filter is bicubic.
+RGB images of {layout.image_size} x {layout.image_size} pixels, grey ones repeated to three channels: the
+short side is brought to {layout.image_size}, the center cut out. Pixels are scaled to [0, 1],
+{MIN_MAX_WORDS if layout.min_max else ""}then normalized by mean {_numbers(model.mean)} and standard deviation
+{_numbers(model.std)}. Training shrank images by area averaging; timm's closest filter is bicubic.
 
 ## Data
 

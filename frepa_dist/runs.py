@@ -111,6 +111,21 @@ def load_student(run_dir: Path, step: int | None = None) -> tuple[nn.Module, Run
     return model.eval(), config, int(folder.name.removeprefix("step-"))
 
 
+def build_student(config: RunConfig) -> nn.Module:
+    """The student as training starts it, with the same weights (fp32, CPU, eval mode).
+
+    Raises:
+        DataError: the weights that `init` names are missing or do not fit.
+    """
+    import torch
+
+    from frepa_dist.methods.registry import create_method
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        return create_method(config.method).submodules()["student"].build().eval()
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Records of a JSON-lines file; a last line torn by a crash is left out."""
     if not path.is_file():

@@ -3,18 +3,25 @@
 Frequencies are in cycles per image side: one cycle per side is one bin of the FFT, whatever the resolution,
 so the cut-offs that Frepa states in bins at 512 px mean the same here at any size.
 
-Shapes: B batch, C channels, S image side (images are square).
+Shapes: B batch, C channels, S image side (images are square), K filters.
 """
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
+CACHED_FILTERS = 16  # sizes, devices and sets of cut-offs; five filters of 512 px take 2.6 MB
 
-def radial_frequency(size: int, device: torch.device | None = None) -> Tensor:
+
+def radial_frequency(
+    size: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Distance of each bin of a 2-D FFT from zero frequency, (S, S), in cycles per image side."""
-    axis = torch.fft.fftfreq(size, d=1 / size, device=device)
+    axis = torch.fft.fftfreq(size, d=1 / size, device=device, dtype=dtype)
     return torch.hypot(axis[:, None], axis[None, :])
 
 
@@ -33,12 +40,122 @@ def gaussian_high_pass(images: Tensor, cutoff: float) -> Tensor:
 
 def gaussian_low_pass(images: Tensor, cutoff: float) -> Tensor:
     """Keep tone: multiply the spectrum by exp(-rho^2 / (2 cutoff^2)); see `gaussian_high_pass`."""
-    if cutoff <= 0:
-        raise ValueError(f"the cut-off must be positive, not {cutoff}")
-    size = images.shape[-1]
-    gain = torch.exp(-radial_frequency(size, images.device)[:, : size // 2 + 1].square() / (2 * cutoff**2))
-    low: Tensor = torch.fft.irfft2(torch.fft.rfft2(images) * gain, s=images.shape[-2:])
+    gain = decay_gains(check_images(images), (math.sqrt(2) * cutoff,), images.device, images.dtype)
+    low: Tensor = torch.fft.irfft2(torch.fft.rfft2(images) * gain[0], s=images.shape[-2:])
     return low
+
+
+def disc_low_pass(images: Tensor, radius: float) -> Tensor:
+    """Keep only what lies within a disc of the spectrum, rho <= radius: an ideal low-pass filter.
+
+    PixMIM's target (Liu et al., arXiv 2303.02416) has a radius of 40 at 224 pixels; their code's disc lies
+    half a bin off zero frequency, this one does not.
+
+    Args:
+        images: (..., S, S), floating point.
+        radius: in cycles per image side.
+
+    Returns:
+        (..., S, S).
+    """
+    size = check_images(images)
+    inside = radial_frequency(size, images.device)[:, : size // 2 + 1] <= radius
+    low: Tensor = torch.fft.irfft2(torch.fft.rfft2(images) * inside, s=(size, size))
+    return low
+
+
+def decay_gains(
+    size: int, radii: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Gaussian low-pass gains exp(-rho^2 / radius^2) in the layout of `rfft2`, kept for the next call.
+
+    Args:
+        size: S.
+        radii: K of them, in cycles per image side, where the gain is 1 / e; sqrt(2) times the cut-off of
+            `gaussian_low_pass`.
+        device: where.
+        dtype: float32 or float64.
+
+    Returns:
+        (K, S, S // 2 + 1); not to be written to.
+
+    Raises:
+        ValueError: a radius is not positive.
+    """
+    if min(radii) <= 0:
+        raise ValueError(f"a cut-off must be positive: {radii}")
+    create = _decay_gains if is_traced() else _cached_decay_gains
+    return create(size, radii, device, dtype)
+
+
+def is_traced() -> bool:
+    """Whether operations are recorded on stand-ins for tensors, which no cache may keep or give out."""
+    return torch.compiler.is_compiling() or torch._guards.detect_fake_mode() is not None
+
+
+def _decay_gains(size: int, radii: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    rho2 = radial_frequency(size, device, torch.float64)[:, : size // 2 + 1].square()
+    return torch.stack([torch.exp(-rho2 / radius**2) for radius in radii]).to(dtype)
+
+
+@lru_cache(maxsize=CACHED_FILTERS)
+def _cached_decay_gains(
+    size: int, radii: tuple[float, ...], device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    # whoever asks first, evaluation or training: autograd refuses tensors made under inference mode
+    with torch.inference_mode(False), torch.no_grad():
+        return _decay_gains(size, radii, device, dtype)
+
+
+def half_spectrum_counts(size: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """How often each column of `rfft2` stands in the whole spectrum, (S // 2 + 1,): once or twice."""
+    columns = torch.arange(size // 2 + 1, device=device)
+    return torch.where((columns == 0) | (2 * columns == size), 1.0, 2.0).to(dtype)
+
+
+def check_images(images: Tensor) -> int:
+    """Return S of images (..., S, S).
+
+    Raises:
+        ValueError: they are not square.
+    """
+    height, width = images.shape[-2:]
+    if height != width:
+        raise ValueError(f"images must be square: {height} x {width}")
+    return width
+
+
+def high_band_error(pred: Tensor, target: Tensor, cutoff: float) -> Tensor:
+    """How much of the detail a reconstruction misses, as a share of the detail there is.
+
+    The root mean square, over channels and pixels, of `gaussian_high_pass` of (pred - target), divided by
+    that of `gaussian_high_pass` of the target. A prediction without any detail of its own has 1, the target
+    itself 0; detail at the wrong place can exceed 1.
+
+    Args:
+        pred: (B, C, S, S).
+        target: (B, C, S, S).
+        cutoff: in cycles per image side, positive.
+
+    Returns:
+        (B,) float32, or float64 for such images; NaN for a target without detail (take `nanmean`).
+    """
+    dtype = torch.promote_types(pred.dtype, torch.float32)
+    pred, target = pred.to(dtype), target.to(dtype)
+    size = check_images(target)
+    gain = 1 - decay_gains(size, (math.sqrt(2) * cutoff,), target.device, dtype)[0]
+    weight = gain.square() * half_spectrum_counts(size, target.device, dtype)
+
+    def energy(images: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft2(images) / size  # Parseval: no way back is needed
+        power = spectrum.real.square() + spectrum.imag.square()
+        return torch.sum(power * weight, dim=(-3, -2, -1))
+
+    detail = energy(target)
+    # a flat image keeps some rounding
+    has_detail = detail > (16 * torch.finfo(dtype).eps) ** 2 * target.square().sum(dim=(-3, -2, -1))
+    error: Tensor = torch.where(has_detail, (energy(pred - target) / detail).sqrt(), torch.nan)
+    return error
 
 
 def radial_power_spectrum(images: Tensor) -> Tensor:

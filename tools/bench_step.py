@@ -44,6 +44,7 @@ def main() -> None:
 
     from cluster.launch import free_port
     from frepa_dist.config import RunConfig
+    from frepa_dist.methods.base import StepInfo
     from frepa_dist.train.engines import process_group
     from frepa_dist.train.loop import Trainer
     from shards.builder.build import BuildConfig, build_dataset
@@ -73,13 +74,13 @@ def main() -> None:
                 RunConfig, f"demo/{method}", [f"{key}={value}" for key, value in settings.items()]
             )
             trainers[method] = Trainer(config, folder / method, world, Telemetry())
-            trainers[method].step = 500  # past the MI term's warm-up
         batches = [trainers["mae"].to_device(b) for b in next(trainers["retmae"].stream.batches(0, 0))]
+        info = StepInfo(step=500, total_steps=1000, seed=0)  # past the MI term's warm-up
         seconds: dict[str, list[float]] = {method: [] for method in trainers}
         for number in range(arguments.rounds + 1):
             for method, trainer in trainers.items():
                 start = time.perf_counter()
-                trainer.train_step(batches)
+                trainer.stepper.run(batches, info)
                 if world.device.type == "cuda":
                     torch.cuda.synchronize()
                 if number:  # the first warms up

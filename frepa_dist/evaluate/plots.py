@@ -49,16 +49,17 @@ def curve_figure(records: Records, title: str, names: Sequence[str]) -> Figure:
     return figure
 
 
-def spectra_figure(original: npt.NDArray[np.floating[Any]], other: npt.NDArray[np.floating[Any]]) -> Figure:
-    """Draw the power of an original and of its reconstruction, (R,) each, by cycles per image side."""
-    figure = Figure(figsize=(2.7, 2.7), layout="constrained")
+def spectra_figure(spectra: Mapping[str, npt.NDArray[np.floating[Any]]]) -> Figure:
+    """Draw the power spectra of images, (R,) each, by cycles per image side; zero frequency is left out."""
+    figure = Figure(figsize=(2.4, 2.4), layout="constrained")
     axes = figure.subplots()
-    cycles = np.arange(1, len(original))
-    for values, color, label in ((original, COLORS[0], "original"), (other, COLORS[1], "reconstruction")):
-        axes.loglog(cycles, np.maximum(values[1:], 1e-16), color=color, label=label, linewidth=1.4)
-    axes.set_xlabel("cycles per image side", fontsize=8)
-    axes.set_ylabel("power", fontsize=8)
-    axes.legend(fontsize=8, frameon=False, labelcolor="black", loc="lower left")
+    for (label, values), color in zip(spectra.items(), COLORS, strict=False):
+        axes.loglog(
+            np.arange(1, len(values)), np.maximum(values[1:], 1e-16), color=color, label=label, linewidth=1.4
+        )
+    axes.set_xlabel("cycles per image side", fontsize=9)
+    axes.set_ylabel("power", fontsize=9)
+    axes.legend(fontsize=9, frameon=False, labelcolor="black", loc="lower left")
     _style(axes)
     return figure
 

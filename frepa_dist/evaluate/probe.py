@@ -10,7 +10,7 @@ Shapes: n images, D width, K classes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,7 @@ def _split(labeled: LabeledImages, y: Int64, groups: Int64 | None, seed: int, wh
     if labeled.splits is not None:
         is_test = np.array([split == "test" for split in labeled.splits])
     else:
-        folds = _folds(y, groups, TEST_FOLDS, seed)
+        folds = stratified_folds(y, groups, TEST_FOLDS, seed)
         if not folds:
             raise _too_few(labeled, where)
         is_test = np.zeros(len(y), bool)
@@ -188,7 +188,7 @@ def _too_few(labeled: LabeledImages, where: object) -> DataError:
     )
 
 
-def _folds(y: Int64, groups: Int64 | None, most: int, seed: int) -> list[tuple[Int64, Int64]]:
+def stratified_folds(y: Int64, groups: Int64 | None, most: int, seed: int) -> list[tuple[Int64, Int64]]:
     """Stratified folds (indices of the training part, of the other), every class on both sides of each.
 
     There are as many folds as the rarest class has images (patients), at most `most`; none below 2.
@@ -254,7 +254,7 @@ def choose_c(
     Raises:
         DataError: there are too few images of a class for two folds.
     """
-    folds = _folds(y, groups, NUM_FOLDS, seed)
+    folds = stratified_folds(y, groups, NUM_FOLDS, seed)
     if not folds:
         raise DataError(
             "too few training images of a class to choose the penalty by cross-validation",
@@ -291,7 +291,13 @@ def macro_auroc(scores: Float64, y: Int64) -> float:
 
 
 def bootstrap_interval(
-    scores: Float64, y: Int64, groups: Int64 | None, num_resamples: int, seed: int
+    scores: Float64,
+    y: Int64,
+    groups: Int64 | None,
+    num_resamples: int,
+    seed: int,
+    *,
+    measure: Callable[[Float64, Int64], float] = macro_auroc,
 ) -> tuple[float, float]:
     """95% percentile interval of the AUROC over test images, or patients, drawn with replacement.
 
@@ -303,6 +309,7 @@ def bootstrap_interval(
         groups: (n,) patients, or None.
         num_resamples: how often.
         seed: of the draws.
+        measure: what to measure of scores and classes instead of the AUROC.
     """
     rng = sample_rng(seed, 0, 0, "bootstrap")
     units = np.arange(len(y)) if groups is None else np.unique(groups, return_inverse=True)[1]
@@ -312,6 +319,6 @@ def bootstrap_interval(
     while len(values) < num_resamples:
         drawn = np.concatenate([members[unit] for unit in rng.integers(len(members), size=len(members))])
         if len(np.unique(y[drawn])) == num_classes:
-            values.append(macro_auroc(scores[drawn], y[drawn]))
+            values.append(measure(scores[drawn], y[drawn]))
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)

@@ -11,10 +11,9 @@ from pydantic import ValidationError
 
 from frepa_dist.config import RunConfig
 from frepa_dist.evaluate.cka import CkaResult
-from frepa_dist.evaluate.plots import curve_figure, intervals_figure, phases_figure, spectra_figure
+from frepa_dist.evaluate.plots import curve_figure, intervals_figure, phases_figure
 from frepa_dist.evaluate.probe import ProbeResult
-from frepa_dist.evaluate.reconstruct import mark_tokens, reconstruct
-from frepa_dist.evaluate.views import Grid, View, list_views, stack_images
+from frepa_dist.evaluate.report_pictures import add_pictures
 from frepa_dist.runs import (
     CHECKPOINTS,
     CONFIG,
@@ -25,14 +24,11 @@ from frepa_dist.runs import (
     STUDENT_WEIGHTS,
     find_checkpoint,
     load_run_config,
-    load_student,
     read_metrics,
 )
 from shards.support.errors import DataError
 from shards.support.page import Page
 from shards.support.settings import Settings, dump_yaml
-
-NUM_PICTURES = 6  # images shown, shared among the modalities
 
 PLACES = (
     (CONFIG, "the resolved configuration, with the dataset snapshot it is pinned to"),
@@ -106,8 +102,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _subtitle(config: RunConfig) -> str:
-    model = config.method.model
-    return f"ViT {model.size}, {model.patch_size}-pixel patches, {model.image_size}-pixel views"
+    settings, said = config.method.input, config.method.model_dump()["model"]
+    network = said.get("backbone") or f"ViT {said['size']}"
+    return f"{network}, {settings.patch_size}-pixel cells, {settings.image_size}-pixel views"
 
 
 def add_summary(
@@ -161,83 +158,6 @@ def add_curves(page: Page, records: Sequence[Result]) -> None:
     page.gallery(
         [(curve_figure(records, title, members), "") for title, members in titled.items()], columns=3
     )
-
-
-def choose_views(config: RunConfig) -> list[tuple[str, View]]:
-    """A few images of the run's dataset with their modalities, the same in every report of it.
-
-    Raises:
-        DataError: the dataset cannot be read.
-    """
-    model = config.method.model
-    grid = Grid(model.image_size, model.patch_size)
-    data = config.data
-    found = list_views(data.root, grid, num=NUM_PICTURES, snapshot=data.snapshot, hf_digests=data.hf_digests)
-    share = max(1, NUM_PICTURES // len(found))
-    return [(modality, load()) for modality, loaders in found.items() for load in loaders[:share]]
-
-
-def add_pictures(page: Page, run_dir: Path, config: RunConfig) -> None:
-    """Show reconstructions beside originals with their spectra, then HF tokens on the images."""
-    try:
-        views = choose_views(config)
-    except DataError as error:
-        page.heading("Reconstructions")
-        page.text(f"No pictures: the run's dataset cannot be read. {error}")
-        return
-    add_reconstructions(page, run_dir, config, views)
-    page.heading("High-frequency tokens")
-    keep, patch_size = config.data.hf_keep, config.method.model.patch_size
-    page.text(
-        f"The {keep:.0%} of patches with the strongest response are framed, the others dimmed. They should "
-        "lie on anatomy (vessels, nuclei), not on a rim, a border or burnt-in text."
-    )
-    marked = []
-    for modality, view in views:
-        kept = view.hf_order[: round(keep * len(view.hf_order))]
-        marked.append((mark_tokens(view.image.transpose(1, 2, 0), kept, patch_size), modality))
-    page.gallery(marked, columns=3)
-
-
-def add_reconstructions(
-    page: Page, run_dir: Path, config: RunConfig, views: Sequence[tuple[str, View]]
-) -> None:
-    """Mask a few images, reconstruct them, and show what the spectrum lost."""
-    page.heading("Reconstructions")
-    try:
-        student, _, step = load_student(run_dir)
-    except DataError as error:
-        page.text(f"No reconstructions yet: {error}")
-        return
-    method = config.method
-    results = reconstruct(
-        student,
-        stack_images([view for _, view in views]),
-        mean=method.model.mean,
-        std=method.model.std,
-        mask_ratio=method.mask_ratio,
-    )
-    page.text(
-        f"Step {step}, mask ratio {method.mask_ratio:g}, masks fixed. From left to right: original, what the "
-        "encoder saw, reconstruction (true patches where they were seen), power spectra of the original and "
-        "of the reconstruction."
-    )
-    if method.norm_pix_loss:
-        page.text(
-            "Patches are predicted normalized one by one; they are drawn with the mean and spread of the "
-            "true ones, so look at structure, not at tone."
-        )
-    for (modality, _), item in zip(views, results, strict=True):
-        detail = f"Power above 13.4 cycles: {item.detail_original:.1%} to {item.detail_reconstructed:.1%}"
-        page.gallery(
-            [
-                (item.original, modality),
-                (item.masked, "masked"),
-                (item.reconstructed, f"mean absolute error {item.error:.3f}"),
-                (spectra_figure(item.spectrum_original, item.spectrum_reconstructed), detail),
-            ],
-            columns=4,
-        )
 
 
 def add_cka(page: Page, result: CkaResult | None) -> None:

@@ -59,6 +59,7 @@ class Grid(NamedTuple):
 
 
 ViewLoader = Callable[[], View]
+PixelLoader = Callable[[], Pixels]
 
 
 def stack_images(views: Sequence[View]) -> Tensor:
@@ -145,6 +146,31 @@ def list_views(
     params = find_modality(modality).hf
     chosen = _choose(len(paths), num, seed, modality)
     return {modality: [partial(_view_of_file, paths[i], params, grid) for i in chosen]}
+
+
+def list_pixels(
+    images: Path | str, grid: Grid, *, num: int, seed: int = 0, modality: str | None = None
+) -> dict[str, list[PixelLoader]]:
+    """Choose images at random like `list_views`, of which only the pixels (3, S, S) matter.
+
+    Image files need no modality then; where none is named, they are called "images".
+
+    Raises:
+        ConfigError: the modality is unknown.
+        DataError: there are no images, or the dataset cannot be read.
+    """
+    if is_remote(images) or has_dataset(images):
+        views = list_views(images, grid, num=num, seed=seed, modality=modality)
+        return {name: [partial(_pixels_of, load) for load in loaders] for name, loaders in views.items()}
+    if modality is not None:
+        find_modality(modality)
+    name, paths = modality or "images", list_images(Path(images))
+    chosen = _choose(len(paths), num, seed, name)
+    return {name: [partial(read_pixels, paths[i], grid.image_size) for i in chosen]}
+
+
+def _pixels_of(load: ViewLoader) -> Pixels:
+    return load().image
 
 
 def _choose(available: int, num: int, seed: int, modality: str) -> list[int]:

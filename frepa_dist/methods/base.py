@@ -92,12 +92,15 @@ class SubmoduleSpec:
         of: for `ema`, the name of the engine. The module's parameter names are a subset of the engine's:
             the loop copies those at the start and averages them by name.
         momentum: for `ema`, the share of the old average that is kept after a step.
+        outline: where `build` needs files, makes a module of the same shapes without them, so that its cost
+            can be counted.
     """
 
     build: Callable[[], nn.Module]
     kind: Literal["engine", "opponent", "ema", "plain", "frozen"]
     of: str | None = None
     momentum: Callable[[StepInfo], float] | None = None
+    outline: Callable[[], nn.Module] | None = None
 
 
 class InputSettings(Protocol):
@@ -176,12 +179,14 @@ class Preview(NamedTuple):
         predicted: (B, 3, S, S) the image it makes of it, in [0, 1]; where nothing was hidden it may be the
             image.
         hidden: (B, 1, S, S) bool, the pixels that were hidden, or all where frequencies were.
+        note: what a reader must know of it, such as what the prediction borrows from the truth.
     """
 
     name: str
     seen: Tensor
     predicted: Tensor
     hidden: Tensor
+    note: str = ""
 
 
 class Method(ABC):
@@ -216,6 +221,20 @@ class Method(ABC):
             draw_keys: one of each image; equal keys give equal masks.
         """
         return []
+
+    @classmethod
+    def restore(cls, student: nn.Module, images: Tensor, config: Any) -> Tensor | None:
+        """Restore whole images that somebody else corrupted, for evaluation; without gradient.
+
+        Args:
+            student: what `create_student` made, in evaluation mode.
+            images: (B, 3, S, S) float32 in [0, 1] but for what the corruption added.
+            config: an instance of `config_class`.
+
+        Returns:
+            (B, 3, S, S) in [0, 1]; None where a student hides patches itself and takes no corrupted image.
+        """
+        return None
 
     @abstractmethod
     def submodules(self) -> dict[str, SubmoduleSpec]:

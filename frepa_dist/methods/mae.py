@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, Self
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from frepa_dist.draws import SampleDraws
+from frepa_dist.losses import PATCH_VARIANCE_EPS
 from frepa_dist.masking import mask_first, num_kept
 from frepa_dist.methods.base import (
     Batch,
@@ -19,56 +21,37 @@ from frepa_dist.methods.base import (
     Losses,
     Method,
     MethodSettings,
+    Preview,
     StepInfo,
     SubmoduleSpec,
 )
+from frepa_dist.models.backbones import Backbone
+from frepa_dist.models.mae_checkpoint import load_mae_checkpoint
+from frepa_dist.models.masked_backbone import (
+    CellEncoder,
+    MaskedBackbone,
+    check_maskable,
+    load_backbone_weights,
+)
+from frepa_dist.models.masked_settings import ModelConfig
+from frepa_dist.models.patches import reconstruction_target
+from frepa_dist.models.response import InputChannelConfig
 from frepa_dist.models.vit_mae import (
+    VIT_SIZES,
+    MaeEncoder,
     MaeOutput,
     MaskedAutoencoderViT,
-    SizeName,
     create_vit_mae,
-    load_mae_checkpoint,
 )
 from shards.read.windows import to_unit_range
-from shards.support.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-
-class ModelConfig(Settings):
-    """The network, and how images are normalized for it.
-
-    Attributes:
-        size: name of its widths and depths.
-        image_size: side of the training views in pixels, a multiple of the patch size.
-        patch_size: side of a patch in pixels.
-        mean, std: of the channels, of images scaled to [0, 1]; MAE takes those of ImageNet.
-        init: an official MAE or RETFound checkpoint, or safetensors of the same names, to start from.
-        activation_checkpointing: recompute the blocks in the backward pass: less memory, more time.
-    """
-
-    size: SizeName = "base"
-    image_size: int = Field(default=224, ge=1)
-    patch_size: int = Field(default=16, ge=1)
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    init: Path | None = None
-    activation_checkpointing: bool = False
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
-            )
-        if min(self.std) <= 0:
-            raise ValueError("'std' must be positive")
-        return self
-
-    @property
-    def num_patches(self) -> int:
-        """N, of a view."""
-        return (self.image_size // self.patch_size) ** 2
+MASK_LEVEL = 0.5  # grey in which previews draw masked patches
+BORROWED_TONE = (
+    "Patches are predicted normalized one by one; they are drawn with the mean and spread of the true ones, "
+    "so look at structure, not at tone, and compare their errors with those of the same kind only."
+)
 
 
 class ReconstructionConfig(MethodSettings):
@@ -79,16 +62,30 @@ class ReconstructionConfig(MethodSettings):
         mask_ratio: share of the patches that are masked.
         norm_pix_loss: predict the patches normalized one by one.
         hf_masking: mask the high-frequency (HF) tokens before any other (ablation of RetMAE).
+        hf_input: the encoder computes a fourth channel from the view, `input_channel` (ablation of RetMAE).
+            It is hidden with its patch and not predicted. A filter looks around: next to a masked patch it
+            carries a little of that patch's tone.
+        input_channel: how that channel is computed.
+        target_low_pass_cycles: take what is finer than this many cycles per image side away from what is to
+            be predicted (PixMIM, arXiv 2303.02416: 40 at 224 pixels); None: nothing.
     """
 
     model: ModelConfig = ModelConfig()
     mask_ratio: float = Field(default=0.75, gt=0, lt=1)
     norm_pix_loss: bool = True
     hf_masking: bool = False
+    hf_input: bool = False
+    input_channel: InputChannelConfig = InputChannelConfig()
+    target_low_pass_cycles: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _check_masking(self) -> Self:
         num_kept(self.model.num_patches, self.mask_ratio)
+        if self.hf_input and self.model.backbone is not None:
+            raise ValueError(
+                "hf_input with a backbone: its cells are hidden in the image before it is filtered, and the "
+                "filter would answer to their edges; leave out one of the two"
+            )
         return self
 
 
@@ -98,26 +95,78 @@ class MaeConfig(ReconstructionConfig):
     name: Literal["mae"] = "mae"
 
 
-def create_model(config: ReconstructionConfig) -> MaskedAutoencoderViT:
-    """Create the network of a config, freshly initialized, whatever `init` says."""
+def create_backbone(config: ReconstructionConfig) -> Backbone:
+    """Create the hierarchical backbone of a config.
+
+    Raises:
+        ConfigError: masking does not make sense for it.
+    """
+    model = config.model
+    assert model.backbone is not None, "called for configs that name a backbone"
+    backbone = Backbone(
+        model.backbone, model.image_size, activation_checkpointing=model.activation_checkpointing
+    )
+    check_maskable(backbone)
+    return backbone
+
+
+def create_model(config: ReconstructionConfig) -> MaskedAutoencoderViT | MaskedBackbone:
+    """Create the network of a config, freshly initialized, whatever `init` says.
+
+    Raises:
+        ConfigError: masking does not make sense for the backbone.
+    """
+    if config.model.backbone is not None:
+        return MaskedBackbone(
+            create_backbone(config),
+            norm_pix_loss=config.norm_pix_loss,
+            target_low_pass_cycles=config.target_low_pass_cycles,
+        )
     return create_vit_mae(
         config.model.size,
         image_size=config.model.image_size,
         patch_size=config.model.patch_size,
         norm_pix_loss=config.norm_pix_loss,
+        input_channel=config.input_channel if config.hf_input else None,
+        target_low_pass_cycles=config.target_low_pass_cycles,
         activation_checkpointing=config.model.activation_checkpointing,
     )
 
 
-def create_student(config: ReconstructionConfig) -> MaskedAutoencoderViT:
+def create_encoder(config: ReconstructionConfig) -> MaeEncoder | CellEncoder:
+    """Create the encoder of a config alone: its parameter names are a subset of the whole network's."""
+    if config.model.backbone is not None:
+        return CellEncoder(create_backbone(config))
+    return MaeEncoder(
+        VIT_SIZES[config.model.size],
+        image_size=config.model.image_size,
+        patch_size=config.model.patch_size,
+        in_channels=3,
+        input_channel=config.input_channel if config.hf_input else None,
+    )
+
+
+def encoder_width(config: ReconstructionConfig) -> int:
+    """Return the width of the encoder's features, without its weights."""
+    with torch.device("meta"):
+        return create_encoder(config).width
+
+
+def create_student(config: ReconstructionConfig) -> MaskedAutoencoderViT | MaskedBackbone:
     """Create the network of a config as training starts it, from `init` where that is set.
 
     Raises:
+        ConfigError: masking does not make sense for the backbone.
         DataError: the checkpoint is missing or does not fit.
     """
-    model = create_model(config)
-    if config.model.init is not None:
-        logger.info("%s: %s", config.model.init, load_mae_checkpoint(model, config.model.init))
+    model, path = create_model(config), config.model.init
+    if path is None:
+        return model
+    if isinstance(model, MaskedBackbone):
+        words = load_backbone_weights(model, path)
+    else:
+        words = load_mae_checkpoint(model, path)
+    logger.info("%s: %s", path, words)
     return model
 
 
@@ -138,6 +187,48 @@ def reconstruct(student: nn.Module, images: Tensor, batch: Batch, config: Recons
     return output
 
 
+def denormalize_patches(pred: Tensor, patches: Tensor, norm_pix_loss: bool) -> Tensor:
+    """Undo the normalization of predicted patches (B, N, P) by mean and variance of the true ones.
+
+    The inverse of `losses.normalize_patches`; nothing to undo without `norm_pix_loss`.
+    """
+    if not norm_pix_loss:
+        return pred
+    mean, variance = patches.mean(dim=-1, keepdim=True), patches.var(dim=-1, keepdim=True)
+    return pred * (variance + PATCH_VARIANCE_EPS).sqrt() + mean
+
+
+@torch.no_grad()
+def preview_masked(
+    student: nn.Module, images: Tensor, config: ReconstructionConfig, draw_keys: Sequence[int]
+) -> list[Preview]:
+    """Show what the decoder makes of randomly masked patches; see `Method.previews`.
+
+    With `norm_pix_loss` patches drawn as they are predicted look wrong whatever the model is worth. Each is
+    brought back by mean and spread of the true patch, which the picture thus borrows.
+    """
+    model = config.model
+    generators = SampleDraws(draw_keys, "cpu").generators("preview")
+    drawn = [generator.random(model.num_patches) for generator in generators]
+    noise = torch.from_numpy(np.stack(drawn)).to(images)
+    scale, shift = (images.new_tensor(values).view(-1, 1, 1) for values in (model.std, model.mean))
+    normalized = (images - shift) / scale
+    output = student(normalized, noise, config.mask_ratio)
+    target = reconstruction_target(normalized, model.patch_size, config.target_low_pass_cycles)
+    patches = denormalize_patches(output.pred, target, config.norm_pix_loss)
+    predicted = (student.unpatchify(patches) * scale + shift).clamp(0, 1)  # type: ignore[operator]
+    removed = student.unpatchify(output.mask[:, :, None].expand_as(patches))[:, :1] > 0  # type: ignore[operator]
+    return [
+        Preview(
+            name=f"{config.mask_ratio:.0%} of {model.patch_size}-pixel patches hidden",
+            seen=torch.where(removed, MASK_LEVEL, images),
+            predicted=torch.where(removed, predicted, images),
+            hidden=removed,
+            note=BORROWED_TONE if config.norm_pix_loss else "",
+        )
+    ]
+
+
 class Mae(Method):
     """Reconstruct the masked patches: one engine, one loss, `rec`."""
 
@@ -148,9 +239,16 @@ class Mae(Method):
         self.config = config
 
     @classmethod
-    def create_student(cls, config: MaeConfig) -> MaskedAutoencoderViT:
+    def create_student(cls, config: MaeConfig) -> MaskedAutoencoderViT | MaskedBackbone:
         """See `Method`."""
         return create_model(config)
+
+    @classmethod
+    def previews(
+        cls, student: nn.Module, images: Tensor, config: MaeConfig, draw_keys: Sequence[int]
+    ) -> list[Preview]:
+        """See `Method`."""
+        return preview_masked(student, images, config, draw_keys)
 
     def submodules(self) -> dict[str, SubmoduleSpec]:
         """See `Method`."""

@@ -69,6 +69,15 @@ def create_auxiliary_encoder(name: str, weights: Path | None = None) -> Auxiliar
     return AuxiliaryEncoder(model)
 
 
+def outline_auxiliary_encoder(name: str) -> AuxiliaryEncoder:
+    """Create an encoder of the same shapes without its weights, to count what it costs.
+
+    Raises:
+        ConfigError: timm has no such model.
+    """
+    return AuxiliaryEncoder(_create(name))
+
+
 def auxiliary_width(name: str) -> int:
     """Return the width of a timm model's pooled features, without its weights.
 

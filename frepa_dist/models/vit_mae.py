@@ -1,35 +1,29 @@
 """The masked autoencoder (He et al., arXiv 2111.06377), with the state-dict names of facebookresearch/mae.
 
-Official MAE and RETFound checkpoints therefore load strictly. The layers are timm's.
+Official MAE and RETFound checkpoints therefore load strictly (`models.mae_checkpoint`). The layers are
+timm's. Two variants differ from the reference: a further input channel (RetMAE's "HF input"), and a
+low-passed target (PixMIM).
 
 Shapes: B batch, C channels, S image side, p patch side, N patches, K patches kept, D encoder width.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from timm.layers import PatchEmbed
-from timm.models.vision_transformer import Attention, Block
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from frepa_dist.losses import masked_patch_loss
 from frepa_dist.masking import random_masking
-from frepa_dist.models.init import (
-    TOKEN_STD,
-    init_layers,
-    interpolate_position_embedding,
-    is_grid_embedding,
-    load_strictly,
-    read_weights,
-    sincos_position_embedding,
-)
+from frepa_dist.models.init import TOKEN_STD, init_layers, sincos_position_embedding
+from frepa_dist.models.patches import patchify, reconstruction_target, unpatchify
+from frepa_dist.models.response import InputChannelConfig, append_input_channel
 from shards.support.errors import ConfigError
 
 SizeName = Literal["tiny", "small", "base", "large"]
@@ -62,13 +56,16 @@ class MaeOutput(NamedTuple):
         loss: 0-dim float32, the error on the removed patches.
         pred: (B, N, p * p * C) prediction, normalized patch by patch where the loss is.
         mask: (B, N) float32, 1 = removed.
-        latent: (B, 1 + K, D) class token and visible patches after the final norm.
+        latent: (B, 1 + K, D) class token and visible patches after the final norm; (B, K, D) of a network
+            without a class token.
+        pooled: (B, D) float32, the mean of the visible patches.
     """
 
     loss: Tensor
     pred: Tensor
     mask: Tensor
     latent: Tensor
+    pooled: Tensor
 
 
 def create_blocks(width: int, depth: int, heads: int) -> nn.ModuleList:
@@ -92,6 +89,7 @@ class EncoderTrunk(nn.Module):
         image_size: S, a multiple of the patch size.
         patch_size: p.
         in_channels: C.
+        input_channel: a further channel that the encoder computes from the images it is given.
         activation_checkpointing: recompute the blocks in the backward pass to save memory.
     """
 
@@ -102,6 +100,7 @@ class EncoderTrunk(nn.Module):
         image_size: int,
         patch_size: int,
         in_channels: int,
+        input_channel: InputChannelConfig | None = None,
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -112,9 +111,10 @@ class EncoderTrunk(nn.Module):
             )
         self.image_size, self.patch_size, self.in_channels = image_size, patch_size, in_channels
         self.width, self.num_patches = size.width, (image_size // patch_size) ** 2
-        self.activation_checkpointing = activation_checkpointing
+        self.input_channel, self.activation_checkpointing = input_channel, activation_checkpointing
 
-        self.patch_embed = PatchEmbed(image_size, patch_size, in_channels, size.width)
+        num_inputs = in_channels + (input_channel is not None)
+        self.patch_embed = PatchEmbed(image_size, patch_size, num_inputs, size.width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, size.width))
         self.pos_embed = nn.Parameter(
             sincos_position_embedding(size.width, image_size // patch_size), requires_grad=False
@@ -139,12 +139,15 @@ class EncoderTrunk(nn.Module):
         """Encode all patches, or those named.
 
         Args:
-            images: (B, C, S, S) normalized, any float dtype; it is cast to that of the weights.
+            images: (B, C, S, S) normalized, any float dtype; it is cast to that of the weights. The input
+                channel, where there is one, is computed from all of each image.
             ids_keep: (B, K) patches to encode, row-major indices; None for all of them.
 
         Returns:
             (B, 1 + K, D) class token and patches in the order of `ids_keep`, after the final norm.
         """
+        if self.input_channel is not None:
+            images = append_input_channel(images, self.input_channel)
         tokens = self.patch_embed(images.to(self.patch_embed.proj.weight.dtype)) + self.pos_embed[:, 1:]
         if ids_keep is not None:
             tokens = gather_tokens(tokens, ids_keep)
@@ -155,6 +158,11 @@ class EncoderTrunk(nn.Module):
     def embed(self, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
         """See `methods.base.Student`: the mean patch token; the class token is left out."""
         return self.encode(images, ids_keep)[:, 1:].mean(dim=1)
+
+    def map(self, images: Tensor) -> Tensor:
+        """Give the patch tokens after the final norm as a map: (B, C, S, S) -> (B, D, S / p, S / p)."""
+        side = self.image_size // self.patch_size
+        return self.encode(images)[:, 1:].transpose(1, 2).reshape(len(images), self.width, side, side)
 
 
 class MaeEncoder(EncoderTrunk):
@@ -174,6 +182,8 @@ class MaskedAutoencoderViT(EncoderTrunk):
         patch_size: p.
         in_channels: C.
         norm_pix_loss: predict the patches normalized one by one.
+        input_channel: see `EncoderTrunk`; it is hidden with its patch, and never predicted.
+        target_low_pass_cycles: see `reconstruction_target`.
         activation_checkpointing: recompute the blocks in the backward pass to save memory.
     """
 
@@ -185,6 +195,8 @@ class MaskedAutoencoderViT(EncoderTrunk):
         patch_size: int,
         in_channels: int,
         norm_pix_loss: bool = True,
+        input_channel: InputChannelConfig | None = None,
+        target_low_pass_cycles: float | None = None,
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__(
@@ -192,9 +204,10 @@ class MaskedAutoencoderViT(EncoderTrunk):
             image_size=image_size,
             patch_size=patch_size,
             in_channels=in_channels,
+            input_channel=input_channel,
             activation_checkpointing=activation_checkpointing,
         )
-        self.norm_pix_loss = norm_pix_loss
+        self.norm_pix_loss, self.target_low_pass_cycles = norm_pix_loss, target_low_pass_cycles
         width = size.decoder_width
         self.decoder_embed = nn.Linear(size.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -210,18 +223,12 @@ class MaskedAutoencoderViT(EncoderTrunk):
         nn.init.normal_(self.mask_token, std=TOKEN_STD)
 
     def patchify(self, images: Tensor) -> Tensor:
-        """Cut images (B, C, S, S) into patches (B, N, p * p * C), in the order row, column, channel."""
-        B, C, S, _ = images.shape
-        p = self.patch_size
-        grid = images.reshape(B, C, S // p, p, S // p, p)
-        return grid.permute(0, 2, 4, 3, 5, 1).reshape(B, -1, p * p * C)
+        """See `patchify`: with the model's patch size."""
+        return patchify(images, self.patch_size)
 
     def unpatchify(self, patches: Tensor) -> Tensor:
-        """Put patches (B, N, p * p * C) back into images (B, C, S, S)."""
-        B, N, _ = patches.shape
-        p, side = self.patch_size, math.isqrt(N)
-        grid = patches.reshape(B, side, side, p, p, -1)
-        return grid.permute(0, 5, 1, 3, 2, 4).reshape(B, -1, side * p, side * p)
+        """See `unpatchify`: with the model's patch size."""
+        return unpatchify(patches, self.patch_size)
 
     def decode(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
         """Predict all patches (B, N, p * p * C) from the visible ones (B, 1 + K, D)."""
@@ -246,8 +253,14 @@ class MaskedAutoencoderViT(EncoderTrunk):
         ids_keep, ids_restore, mask = random_masking(noise, mask_ratio)
         latent = self.encode(images, ids_keep)
         pred = self.decode(latent, ids_restore)
-        loss = masked_patch_loss(pred, self.patchify(images), mask, norm_pix_loss=self.norm_pix_loss)
-        return MaeOutput(loss, pred, mask, latent)
+        target = reconstruction_target(images, self.patch_size, self.target_low_pass_cycles)
+        loss = masked_patch_loss(pred, target, mask, norm_pix_loss=self.norm_pix_loss)
+        return MaeOutput(loss, pred, mask, latent, pool_tokens(latent))
+
+
+def pool_tokens(tokens: Tensor) -> Tensor:
+    """Average the patches of (B, 1 + K, D), without the class token, in float32 -> (B, D)."""
+    return tokens[:, 1:].float().mean(dim=1)
 
 
 def create_vit_mae(
@@ -257,6 +270,8 @@ def create_vit_mae(
     patch_size: int = 16,
     in_channels: int = 3,
     norm_pix_loss: bool = True,
+    input_channel: InputChannelConfig | None = None,
+    target_low_pass_cycles: float | None = None,
     fused_attention: bool = True,
     activation_checkpointing: bool = False,
 ) -> MaskedAutoencoderViT:
@@ -271,6 +286,8 @@ def create_vit_mae(
         patch_size=patch_size,
         in_channels=in_channels,
         norm_pix_loss=norm_pix_loss,
+        input_channel=input_channel,
+        target_low_pass_cycles=target_low_pass_cycles,
         activation_checkpointing=activation_checkpointing,
     )
     use_fused_attention(model, fused_attention)
@@ -280,42 +297,10 @@ def create_vit_mae(
 def use_fused_attention(model: nn.Module, fused: bool) -> None:
     """Choose between PyTorch's fused attention and explicit matrix products; the result is the same.
 
-    Fused is faster but for bf16 on a CPU, where its backward pass takes several times as long.
+    Fused is faster but for bf16 on a CPU, where its backward pass takes several times as long. It reaches all
+    of timm's attention that has the choice: vision transformers and Swin; SwinV2's cosine attention is never
+    fused.
     """
     for module in model.modules():
-        if isinstance(module, Attention):
-            module.fused_attn = fused
-
-
-def load_mae_checkpoint(model: MaskedAutoencoderViT, path: Path) -> str:
-    """Load an official MAE or RETFound checkpoint, or a safetensors file of the same names, strictly.
-
-    Files of the encoder alone load too, and leave the decoder as it was initialized. Position embeddings of
-    another image size are interpolated.
-
-    Returns:
-        What was loaded, in words.
-
-    Raises:
-        DataError: the file is not such a checkpoint, or does not fit the model; the keys are named.
-    """
-    weights = read_weights(path)
-    encoder_only = not any(_is_decoder(key) for key in weights)
-    resized = []
-    for key in ("pos_embed", "decoder_pos_embed"):
-        embedding = weights.get(key)
-        if (
-            embedding is not None
-            and is_grid_embedding(embedding)
-            and len(embedding[0]) != 1 + model.num_patches
-        ):
-            weights[key] = interpolate_position_embedding(embedding, model.num_patches)
-            resized.append(key)
-    fresh = {key: value for key, value in model.state_dict().items() if encoder_only and _is_decoder(key)}
-    load_strictly(model, weights | fresh, path)
-    words = "encoder loaded, decoder freshly initialized" if encoder_only else "encoder and decoder loaded"
-    return f"{words}; interpolated: {', '.join(resized)}" if resized else words
-
-
-def _is_decoder(key: str) -> bool:
-    return key.startswith(("decoder_", "mask_token"))
+        if isinstance(getattr(module, "fused_attn", None), bool):
+            module.fused_attn = fused  # type: ignore[assignment]

@@ -30,8 +30,8 @@ from frepa_dist.runs import (
     checkpoint_name,
     list_checkpoints,
 )
-from frepa_dist.train.engines import World
-from frepa_dist.train.submodules import EngineSubmodule, Submodules
+from frepa_dist.train.engines import EngineSubmodule, World
+from frepa_dist.train.submodules import Submodules
 from shards.stores.atomic import replace_text
 from shards.support.errors import ConfigError, DataError, DivergedError, EnvironmentFault
 
@@ -102,7 +102,7 @@ def save_checkpoint(
     """
     final = run_dir / CHECKPOINTS / checkpoint_name(step)
     partial = final.with_name(f"partial-{final.name}")
-    weights = {name: _full_weights(engine) for name, engine in submodules.engines.items()}
+    weights = _full_weights(submodules.student)
     _check_finite(weights, submodules, final)
     with _writing(final):
         if world.is_main:
@@ -117,7 +117,7 @@ def save_checkpoint(
         torch.save(random_state, partial / random_state_name(world.rank))
         if world.is_main:
             torch.save({**state, "submodules": submodules.state_dict()}, partial / "state.pt")
-            save_file(weights["student"], partial / STUDENT_WEIGHTS, metadata={"step": str(step)})
+            save_file(weights, partial / STUDENT_WEIGHTS, metadata={"step": str(step)})
         dist.barrier()
         if world.is_main:
             _check_shared(partial, world)
@@ -130,12 +130,11 @@ def random_state_name(rank: int) -> str:
     return f"rank-{rank}.pt"
 
 
-def _check_finite(
-    weights: Mapping[str, Mapping[str, torch.Tensor]], submodules: Submodules, where: Path
-) -> None:
+def _check_finite(student: Mapping[str, torch.Tensor], submodules: Submodules, where: Path) -> None:
     """All ranks hold the same weights here, so all of them raise or none."""
     networks = {
-        **weights,
+        "student": student,
+        **{name: opponent.module.state_dict() for name, opponent in submodules.opponents.items()},
         **{name: teacher.module.state_dict() for name, teacher in submodules.teachers.items()},
         **{name: plain.module.state_dict() for name, plain in submodules.plain.items()},
     }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,18 +107,67 @@ def process_group() -> Iterator[World]:
     dist.destroy_process_group()
 
 
-def deepspeed_config(config: TrainConfig, accumulation: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class EngineSettings:
+    """What an engine and its optimizer need to know beside the sizes of batches.
+
+    Attributes:
+        learning_rate: what the optimizer is made with; the schedule sets it before every step.
+        betas, weight_decay: of AdamW.
+        clipping: largest norm of the gradient; None does not clip.
+        zero_stage: ZeRO stage.
+        bf16: whether the engine holds the module in bf16, and masters in fp32.
+        more: more of DeepSpeed's configuration.
+    """
+
+    learning_rate: float
+    betas: tuple[float, float]
+    weight_decay: float
+    clipping: float | None
+    zero_stage: int
+    bf16: bool
+    more: Mapping[str, Any]
+
+
+def student_settings(config: TrainConfig) -> EngineSettings:
+    """Settings of the student's engine."""
+    return EngineSettings(
+        learning_rate=config.base_learning_rate,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        clipping=config.gradient_clipping,
+        zero_stage=config.zero_stage,
+        bf16=config.precision == "bf16",
+        more=config.deepspeed,
+    )
+
+
+def opponent_settings(config: TrainConfig) -> EngineSettings:
+    """Settings of a discriminator's engine: fp32, for bf16 would round the vectors of spectral norm."""
+    own = config.opponent
+    return EngineSettings(
+        learning_rate=own.learning_rate,
+        betas=own.betas,
+        weight_decay=own.weight_decay,
+        clipping=own.clipping,
+        zero_stage=own.zero_stage,
+        bf16=False,
+        more={},
+    )
+
+
+def deepspeed_config(settings: EngineSettings, micro_batch_size: int, accumulation: int) -> dict[str, Any]:
     """The DeepSpeed configuration that follows from ours."""
     made: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": config.micro_batch_size,
+        "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": accumulation,
-        "zero_optimization": {"stage": config.zero_stage},
-        "bf16": {"enabled": config.precision == "bf16"},
+        "zero_optimization": {"stage": settings.zero_stage},
+        "bf16": {"enabled": settings.bf16},
+        # DeepSpeed clips at 1 where nothing is said; at infinity it still tells the norm
+        "gradient_clipping": math.inf if settings.clipping is None else settings.clipping,
         "steps_per_print": 10**9,
     }
-    if config.gradient_clipping is not None:
-        made["gradient_clipping"] = config.gradient_clipping
-    return {**config.deepspeed, **made}
+    return {**settings.more, **made}
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -129,15 +179,82 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     return [group for group in groups if group["params"]]
 
 
-def create_engine(module: nn.Module, config: TrainConfig, accumulation: int, learning_rate: float) -> Any:
+def create_engine(
+    module: nn.Module, settings: EngineSettings, micro_batch_size: int, accumulation: int
+) -> Any:
     """Wrap a module in a DeepSpeed engine with AdamW (fused); all ranks must call it."""
     optimizer = torch.optim.AdamW(
-        parameter_groups(module, config.weight_decay), lr=learning_rate, betas=config.betas, fused=True
+        parameter_groups(module, settings.weight_decay),
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        fused=True,
     )
     engine, *_ = deepspeed.initialize(
         model=module,
         optimizer=optimizer,
-        config=deepspeed_config(config, accumulation),
+        config=deepspeed_config(settings, micro_batch_size, accumulation),
         dist_init_required=False,
     )
     return engine
+
+
+class EngineSubmodule:
+    """A module trained by a DeepSpeed engine; DeepSpeed saves its own state.
+
+    Attributes:
+        module: the module, its weights in the engine's precision.
+        fixed: its fp32 tensors that are not trained: the engine keeps no fp32 master of them.
+    """
+
+    def __init__(
+        self, module: nn.Module, settings: EngineSettings, micro_batch_size: int, accumulation: int
+    ) -> None:
+        self.module = module
+        trained = {name for name, p in module.named_parameters() if p.requires_grad}
+        self.fixed = {
+            name: value.detach().float().cpu().clone()
+            for name, value in module.state_dict().items()
+            if name not in trained
+        }
+        self.engine = create_engine(module, settings, micro_batch_size, accumulation)
+
+    @property
+    def call(self) -> nn.Module:
+        """What a method calls: the engine, so that ZeRO's hooks run."""
+        engine: nn.Module = self.engine
+        return engine
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Set the rate of every parameter group for the next step."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients; the engine divides by the number of micro-batches."""
+        self.engine.backward(loss)
+
+    def step(self) -> None:
+        """End a micro-batch; at the last of a global batch the engine applies the step."""
+        self.engine.step()
+
+    def was_applied(self) -> bool:
+        """Whether the last boundary changed the weights (bf16 skips overflows in silence)."""
+        return bool(self.engine.was_step_applied())
+
+    def gradient_norm(self) -> Tensor | float | None:
+        """Global norm of the last step's gradient before clipping, where the engine knows it."""
+        norm: Tensor | float | None = self.engine.get_global_grad_norm()
+        return norm
+
+
+class Autocast(nn.Module):
+    """Calls a module under bf16 autocast; methods of the module are called the same way."""
+
+    def __init__(self, module: nn.Module, device_type: str) -> None:
+        super().__init__()
+        self._wrapped, self._device_type = [module], device_type  # a list: not a submodule of its own
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module."""
+        with torch.autocast(self._device_type, torch.bfloat16):
+            return self._wrapped[0](*args, **kwargs)

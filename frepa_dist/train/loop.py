@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,14 @@ from frepa_dist.runs import METRICS
 from frepa_dist.train.checkpoint import load_checkpoint, save_checkpoint
 from frepa_dist.train.engines import World
 from frepa_dist.train.records import Averages, PhaseTimer, append_event, append_line, truncate_metrics
-from frepa_dist.train.schedule import learning_rate
+from frepa_dist.train.schedule import learning_rate, opponent_learning_rate
+from frepa_dist.train.step import Batch, Stepper
 from frepa_dist.train.submodules import Submodules
 from shards.read.order import check_batch_sizes
 from shards.read.stream import MicroBatch, SampleStream
 from shards.support.errors import ConfigError, DivergedError
 from shards.support.progress import Progress
 from shards.support.telemetry import Telemetry
-
-Batch = dict[str, Any]
 
 
 class Trainer:
@@ -52,6 +50,7 @@ class Trainer:
         self.total_steps = train.steps or self._steps_of(train.epochs or 0)
         self.step = self.epoch = self.batches_applied = 0
         self.timer, self.averages = PhaseTimer(), Averages()
+        self.stepper = Stepper(self.method, self.submodules, world, self.timer, self.averages)
         self._logged_at, self._logged_step = time.perf_counter(), 0
 
     def _steps_of(self, epochs: int) -> int:
@@ -93,7 +92,8 @@ class Trainer:
                 if micro_batches is None:
                     return
                 on_device = [self.to_device(batch) for batch in micro_batches]
-            self.train_step(on_device)
+            info = StepInfo(step=self.step, total_steps=self.total_steps, seed=train.seed)
+            self.stepper.run(on_device, info)
             self.step, self.batches_applied = self.step + 1, self.batches_applied + 1
             note = ""
             if self.step % train.log_every == 0 or self.step == self.total_steps:
@@ -113,39 +113,6 @@ class Trainer:
         return {
             name: value.to(self.world.device, non_blocking=True) if isinstance(value, Tensor) else value
             for name, value in batch.items()
-        }
-
-    def train_step(self, micro_batches: Sequence[Batch]) -> None:
-        """One optimizer step over this rank's micro-batches of a global batch."""
-        info = StepInfo(step=self.step, total_steps=self.total_steps, seed=self.config.train.seed)
-        nets, engines = self.submodules.nets, self.submodules.engines.values()
-        rate = learning_rate(self.config.train, self.step, self.total_steps)
-        for engine in engines:
-            engine.set_learning_rate(rate)
-        with self.timer.phase("targets"):
-            targets = [self.method.targets(nets, batch, info) for batch in micro_batches]
-            pool = self._pool(targets)
-        for batch, own in zip(micro_batches, targets, strict=True):
-            with self.timer.phase("forward"):
-                losses = self.method.losses(nets, batch, own, pool, info, self.world)
-                total = losses.total
-            with self.timer.phase("backward"):
-                for engine in engines:
-                    engine.backward(total)
-            with self.timer.phase("step"):
-                for engine in engines:
-                    engine.step()
-            self.averages.add({"loss": total})
-            self.averages.add({f"loss/{name}": value for name, value in losses.terms.items()})
-            self.averages.add(losses.metrics)
-        with self.timer.phase("step"):
-            self.submodules.after_step(info)
-            self.method.after_step(info, self.world)
-
-    def _pool(self, targets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Targets of the whole global batch in slot order, (G, D) each: a rank's slots are consecutive."""
-        return {
-            name: self.world.gather_rows(torch.cat([micro[name] for micro in targets])) for name in targets[0]
         }
 
     def _log(self) -> str:
@@ -176,6 +143,8 @@ class Trainer:
             norm = engine.gradient_norm()
             if norm is not None:
                 record[f"gradient_norm/{name}"] = float(norm)
+        if self.submodules.opponents:
+            record["lr/opponent"] = opponent_learning_rate(self.config.train, self.step - 1, self.total_steps)
         for name, teacher in self.submodules.teachers.items():
             record[f"{name}/distance"] = float(teacher.distance())
         if self.world.is_main:

@@ -21,3 +21,9 @@ def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
     progress = (step - warmup) / max(1, total_steps - warmup)
     floor = min(config.min_learning_rate, peak)
     return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def opponent_learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
+    """Learning rate of the discriminators: the student's shape, with a peak of its own."""
+    share = learning_rate(config, step, total_steps) / peak_learning_rate(config)
+    return config.opponent.learning_rate * share

@@ -1,8 +1,8 @@
 """Submodules of a run under one lifecycle: build, wrap or not, after_step, state, metrics.
 
 A method declares what it needs (`SubmoduleSpec`); this registry decides how each lives: the student as a
-DeepSpeed engine, its EMA teacher in fp32 on every rank, MINE's critic as a plain fp32 module with its own
-optimizer, a frozen encoder as it is.
+DeepSpeed engine, a discriminator as another, its EMA teacher in fp32 on every rank, MINE's critic as a plain
+fp32 module with its own optimizer, a frozen encoder as it is.
 """
 
 from __future__ import annotations
@@ -17,54 +17,9 @@ from torch import Tensor, nn
 from frepa_dist.config import TrainConfig
 from frepa_dist.methods.base import Method, StepInfo, SubmoduleSpec
 from frepa_dist.models.vit_mae import use_fused_attention
-from frepa_dist.train.engines import World, create_engine
-
-
-class EngineSubmodule:
-    """A module trained by a DeepSpeed engine; DeepSpeed saves its own state.
-
-    Attributes:
-        module: the module, its weights in the engine's precision.
-        fixed: its fp32 tensors that are not trained: the engine keeps no fp32 master of them.
-    """
-
-    def __init__(self, module: nn.Module, config: TrainConfig, accumulation: int) -> None:
-        self.module = module
-        trained = {name for name, p in module.named_parameters() if p.requires_grad}
-        self.fixed = {
-            name: value.detach().float().cpu().clone()
-            for name, value in module.state_dict().items()
-            if name not in trained
-        }
-        self.engine = create_engine(module, config, accumulation, learning_rate=config.base_learning_rate)
-
-    @property
-    def call(self) -> nn.Module:
-        """What a method calls: the engine, so that ZeRO's hooks run."""
-        engine: nn.Module = self.engine
-        return engine
-
-    def set_learning_rate(self, rate: float) -> None:
-        """Set the rate of every parameter group for the next step."""
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = rate
-
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate gradients; the engine divides by the number of micro-batches."""
-        self.engine.backward(loss)
-
-    def step(self) -> None:
-        """End a micro-batch; at the last of a global batch the engine applies the step."""
-        self.engine.step()
-
-    def was_applied(self) -> bool:
-        """Whether the last boundary changed the weights (bf16 skips overflows in silence)."""
-        return bool(self.engine.was_step_applied())
-
-    def gradient_norm(self) -> Tensor | float | None:
-        """Global norm of the last step's gradient before clipping, where the engine knows it."""
-        norm: Tensor | float | None = self.engine.get_global_grad_norm()
-        return norm
+from frepa_dist.train.engines import Autocast, EngineSubmodule, World, student_settings
+from frepa_dist.train.opponent import OpponentSubmodule
+from frepa_dist.train.schedule import learning_rate, opponent_learning_rate
 
 
 class EmaSubmodule:
@@ -86,7 +41,7 @@ class EmaSubmodule:
     @property
     def call(self) -> nn.Module:
         """The teacher under the student's autocast."""
-        return _Autocast(self.module, self._device.type) if self._autocast else self.module
+        return Autocast(self.module, self._device.type) if self._autocast else self.module
 
     def _pairs(self) -> tuple[list[Tensor], list[Tensor]]:
         """The teacher's parameters and the student's of the same names, both in fp32."""
@@ -106,18 +61,6 @@ class EmaSubmodule:
         apart = torch.stack(torch._foreach_norm(torch._foreach_sub(teacher, student))).norm()
         whole = torch.stack(torch._foreach_norm(student)).norm()
         return torch.div(apart, whole.clamp_min(1e-12))
-
-
-class _Autocast(nn.Module):
-    """Calls a module under bf16 autocast; methods of the module are called the same way."""
-
-    def __init__(self, module: nn.Module, device_type: str) -> None:
-        super().__init__()
-        self._wrapped, self._device_type = [module], device_type  # a list: not a submodule of its own
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(self._device_type, torch.bfloat16):
-            return self._wrapped[0](*args, **kwargs)
 
 
 class PlainSubmodule:
@@ -157,10 +100,17 @@ class PlainSubmodule:
 
 
 class Submodules:
-    """All submodules of a method, built in an order that lets a teacher find its student."""
+    """All submodules of a method, built in an order that lets a teacher find its student.
+
+    Attributes:
+        student: the one of kind `engine`.
+        opponents, teachers, plain, frozen: the others by name.
+        nets: what a method calls, by name.
+    """
 
     def __init__(self, method: Method, config: TrainConfig, accumulation: int, world: World) -> None:
         specs = method.submodules()
+        assert [name for name, spec in specs.items() if spec.kind == "engine"] == ["student"]
         # every rank builds the same weights
         torch.manual_seed(config.seed)
         built = {name: spec.build() for name, spec in specs.items()}
@@ -168,45 +118,61 @@ class Submodules:
         fused = world.device.type == "cuda" or config.precision == "fp32"
         for module in built.values():
             use_fused_attention(module, fused)
-        self.engines: dict[str, EngineSubmodule] = {}
+        for name, spec in specs.items():
+            if spec.kind == "ema":  # before the student's weights become bf16
+                assert spec.of == "student", f"{name}: an EMA needs the engine it follows"
+                student = built["student"].state_dict()
+                built[name].load_state_dict({key: student[key] for key in built[name].state_dict()})
+        self._specs, self._config = specs, config
+        if config.compile:
+            built["student"].compile()
+        self.student = EngineSubmodule(
+            built["student"].to(world.device), student_settings(config), config.micro_batch_size, accumulation
+        )
+        self.opponents: dict[str, OpponentSubmodule] = {}
         self.teachers: dict[str, EmaSubmodule] = {}
         self.plain: dict[str, PlainSubmodule] = {}
         self.frozen: dict[str, nn.Module] = {}
-        self._specs = specs
         for name, spec in specs.items():
-            if spec.kind == "ema":  # before the student's weights become bf16
-                assert spec.of is not None, f"{name}: an EMA needs the engine it follows"
-                student = built[spec.of].state_dict()
-                built[name].load_state_dict({key: student[key] for key in built[name].state_dict()})
-        for name, spec in specs.items():
-            if spec.kind == "engine":
-                self.engines[name] = EngineSubmodule(built[name].to(world.device), config, accumulation)
-        for name, spec in specs.items():
-            if spec.kind == "ema":
-                assert spec.of is not None
-                source = self.engines[spec.of].module
+            if spec.kind == "opponent":
+                self.opponents[name] = OpponentSubmodule(built[name], config, accumulation, world)
+            elif spec.kind == "ema":
+                source = self.student.module
                 self.teachers[name] = EmaSubmodule(built[name], source, world, config.precision)
             elif spec.kind == "plain":
                 self.plain[name] = PlainSubmodule(built[name], config, world)
             elif spec.kind == "frozen":
                 self.frozen[name] = built[name].to(world.device).eval().requires_grad_(False)
+        called: dict[str, EngineSubmodule | OpponentSubmodule | EmaSubmodule | PlainSubmodule]
+        called = {"student": self.student, **self.opponents, **self.teachers, **self.plain}
         self.nets: Mapping[str, nn.Module] = {
-            **{name: engine.call for name, engine in self.engines.items()},
-            **{name: teacher.call for name, teacher in self.teachers.items()},
-            **{name: plain.call for name, plain in self.plain.items()},
+            **{name: submodule.call for name, submodule in called.items()},
             **self.frozen,
         }
 
+    @property
+    def engines(self) -> dict[str, EngineSubmodule]:
+        """All that DeepSpeed trains and saves, by name."""
+        return {"student": self.student, **{name: o.own for name, o in self.opponents.items()}}
+
+    def begin_step(self, info: StepInfo) -> None:
+        """Set the learning rates of an optimizer step."""
+        self.student.set_learning_rate(learning_rate(self._config, info.step, info.total_steps))
+        for opponent in self.opponents.values():
+            rate = opponent_learning_rate(self._config, info.step, info.total_steps)
+            opponent.own.set_learning_rate(rate)
+
     def after_step(self, info: StepInfo) -> None:
-        """Step the plain modules and move the teachers; once per optimizer step, on all ranks."""
+        """Step the plain modules, move the teachers, let opponents follow; once per step, on all ranks."""
         for plain in self.plain.values():
             plain.step()
         for name, teacher in self.teachers.items():
             spec: SubmoduleSpec = self._specs[name]
-            assert spec.of is not None
-            if self.engines[spec.of].was_applied():
+            if self.student.was_applied():
                 assert spec.momentum is not None, f"{name}: an EMA needs a momentum"
                 teacher.after_step(spec.momentum(info))
+        for opponent in self.opponents.values():
+            opponent.after_step()
 
     def state_dict(self) -> dict[str, Any]:
         """What DeepSpeed does not save: teachers, plain modules and their optimizers. Equal on all ranks."""

@@ -198,13 +198,19 @@ class CachedAccess(RangedAccess):
                 if descriptor is None:
                     yield self._request(span)
                 else:
-                    yield os.pread(descriptor, span.size, span.offset)
+                    yield self._read_copy(descriptor, span)
         finally:
             for future in opening.values():
                 if not future.cancel() and future.exception() is None:
                     descriptor = future.result()
                     if descriptor is not None:
                         os.close(descriptor)
+
+    def _read_copy(self, descriptor: int, span: Span) -> bytes | DataError:
+        try:
+            return os.pread(descriptor, span.size, span.offset)
+        except OSError:  # a bad sector under the copy is no damage of the shard
+            return self._request(span)
 
     def prefetch(self, files: Sequence[ShardFile]) -> None:
         """See `Access`; one after the other."""

@@ -13,17 +13,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from shards.read.balance import ModalityWeights, passes_by_modality
 from shards.read.draws import sample_rng
 from shards.support.errors import ConfigError, DataError
 from shards.support.settings import Settings
-
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class OrderConfig(Settings):
@@ -35,9 +34,10 @@ class OrderConfig(Settings):
     """Streams read side by side; must divide the global batch size. None: its largest divisor up to 16."""
     block_shards: int = Field(default=4, gt=0)
     """Shards of a stream that are shuffled together: more mixes better and keeps more shards in use."""
-    modality_weights: dict[str, Weight] = Field(default_factory=dict)
-    """Passes over a modality in one epoch, 1 where not named: 2 = each shard twice, 0.5 = every other shard,
-    the rest in the next epoch, 0 = not at all."""
+    modality_weights: ModalityWeights = Field(default_factory=dict)
+    """How modalities are balanced (`shards.read.balance`). 2 passes over one read each of its shards twice in
+    an epoch, half a pass every other shard and the rest in the next epoch. A sample that comes twice has two
+    places in the plan, and so two crops; both may be in one batch."""
 
 
 class Slots(NamedTuple):
@@ -257,7 +257,7 @@ def _visits(
     counts = np.array(shard_counts, dtype=np.int64)
     for shard, rows in (exclusions or {}).items():
         counts[shard] -= len(rows)
-    visits = _choose_shards(len(counts), config, epoch, modalities)
+    visits = _choose_shards(counts, config, epoch, modalities)
     visits = visits[counts[visits] > 0]
     num_samples, size = int(counts[visits].sum()), config.global_batch_size
     if num_samples < size:
@@ -269,30 +269,30 @@ def _visits(
 
 
 def _choose_shards(
-    num_shards: int, config: OrderConfig, epoch: int, modalities: Sequence[str] | None
+    counts: NDArray[np.int64], config: OrderConfig, epoch: int, modalities: Sequence[str] | None
 ) -> NDArray[np.int64]:
     """Return the shards of an epoch, each as often as it is read.
 
-    A modality of m shards and weight w walks around its shards, in the same order in all epochs, by
+    A modality of m shards and w passes walks around its shards, in the same order in all epochs, by
     floor((e + 1) w m) - floor(e w m) shards in epoch e: in the long run each is read equally often.
+
+    Args:
+        counts: kept samples of each shard.
+        config: seed and weights.
+        epoch: which epoch, from 0.
+        modalities: modality of each shard.
     """
-    weights = config.modality_weights
-    if not weights:
-        return np.arange(num_shards, dtype=np.int64)
-    names = np.asarray(modalities if modalities is not None else [], dtype=str)
-    known = sorted(set(names.tolist()))
-    for name in weights:
-        if name not in known:
-            raise ConfigError(
-                f"no shard is of modality '{name}'", where="modality_weights", allowed=", ".join(known)
-            )
-    chosen = []
-    for name in known:
-        shards = sample_rng(config.seed, 0, 0, f"order.walk.{name}").permutation(
-            np.flatnonzero(names == name)
-        )
-        pace = weights.get(name, 1.0) * len(shards)
-        chosen.append(
-            shards[np.arange(math.floor(epoch * pace), math.floor((epoch + 1) * pace)) % len(shards)]
-        )
+    if config.modality_weights == {}:
+        return np.arange(len(counts), dtype=np.int64)
+    assert modalities is not None, "weights need the shards' modalities"
+    names = np.asarray(modalities, dtype=str)
+    own = {name: np.flatnonzero(names == name) for name in sorted(set(modalities))}
+    passes = passes_by_modality(
+        config.modality_weights, {name: int(counts[shards].sum()) for name, shards in own.items()}
+    )
+    chosen = [np.zeros(0, dtype=np.int64)]
+    for name, shards in own.items():
+        walk = sample_rng(config.seed, 0, 0, f"order.walk.{name}").permutation(shards)
+        pace = passes[name] * len(walk)
+        chosen.append(walk[np.arange(math.floor(epoch * pace), math.floor((epoch + 1) * pace)) % len(walk)])
     return np.concatenate(chosen)

@@ -267,7 +267,10 @@ def _copy(store: Store, shard: Wanted, descriptor: int) -> int:
     checksum, offset = google_crc32c.Checksum(), 0
     for part in read_parts(lambda start, size: store.read_range(shard.path, start, size), shard.num_bytes):
         checksum.update(part)
-        offset += os.pwrite(descriptor, part, offset)
+        left = memoryview(part)
+        while left:  # a write may be a short one
+            written = os.pwrite(descriptor, left, offset)
+            offset, left = offset + written, left[written:]
     return int.from_bytes(checksum.digest(), "big")
 
 

@@ -201,7 +201,14 @@ class S3Store(Store):
         try:
             client.upload_fileobj(file, place.bucket, place.key, Config=config)
         except (ClientError, BotoCoreError) as error:
-            raise explain(error, place.uri, self._retries.attempts) from error
+            fault = explain(error, place.uri, self._retries.attempts)
+            if isinstance(fault, Refused):  # 404: there is no such upload any more
+                fault = EnvironmentFault(
+                    "the upload was taken back before it was complete, as a new builder's lock does",
+                    where=place.uri,
+                    fix="see that one builder at a time writes here, then run the same command again",
+                )
+            raise fault from error
 
     def _read_or_none(self, path: str) -> bytes | None:
         try:

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from shards.stores.atomic import remove_temporaries, replace_file, writing_to
+from shards.stores.atomic import TEMP_MARK, remove_temporaries, replace_file, writing_to
 from shards.support.errors import DataError, EnvironmentFault
 
 S3_PREFIX = "s3://"
@@ -171,10 +171,16 @@ class LocalStore(Store):
         top = self.folder / prefix.rpartition("/")[0]
         if not top.is_dir():
             return
-        files = (path for path in top.rglob("*") if path.is_file() and not path.name.startswith("."))
+        files = (
+            path
+            for path in top.rglob("*")
+            if path.is_file() and not path.name.startswith(".") and TEMP_MARK not in path.name
+        )
         names = (path.relative_to(self.folder).as_posix() for path in files)
         for name in sorted((name for name in names if name.startswith(prefix)), key=os.fsencode):
-            yield Stored(name, (self.folder / name).stat().st_size)
+            num_bytes = self.num_bytes(name)
+            if num_bytes is not None:  # not deleted meanwhile
+                yield Stored(name, num_bytes)
 
     @contextmanager
     def lock(self, owner: str) -> Iterator[None]:

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from frepa_dist.config import RunConfig
+from frepa_dist.models.autoencoder import create_autoencoder
 from frepa_dist.models.vit_mae import create_vit_mae
 from frepa_dist.runs import CONFIG, checkpoint_name
 from shards.builder.build import BuildConfig, build_dataset
@@ -79,3 +80,34 @@ def run_dir(small_weights, small_dataset, tmp_path):
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (run / "environment.json").write_text(json.dumps({"packages": {"torch": "2.15.0"}, "world_size": 2}))
     return run
+
+
+@pytest.fixture
+def make_backbone_run(small_dataset, tmp_path):
+    """Write a run of Frepa with a small backbone, and return its folder and its student."""
+
+    def make(backbone, **model):
+        run = tmp_path / f"run-{backbone}"
+        checkpoint = run / "checkpoints" / checkpoint_name(STEP)
+        checkpoint.mkdir(parents=True)
+        config = RunConfig.model_validate(
+            {
+                "output": str(run),
+                "method": {"name": "frepa", "model": {"backbone": backbone, "image_size": 64, **model}},
+                "data": {"root": str(small_dataset), "snapshot": load_snapshot(small_dataset).hash},
+                "train": {"global_batch_size": 4, "micro_batch_size": 2, "steps": STEP, "precision": "fp32"},
+            }
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            student = create_autoencoder(config.method.model).eval()
+            with torch.no_grad():
+                for parameter in student.parameters():
+                    if parameter.ndim == 1:
+                        parameter += 0.1 * torch.randn(parameter.shape)
+        save_file(student.state_dict(), checkpoint / "student.safetensors")
+        (checkpoint / "manifest.json").write_text("{}")
+        (run / CONFIG).write_text(dump_yaml(config.model_dump(mode="json")))
+        return run, student
+
+    return make

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -41,6 +42,15 @@ def test_where_and_how_data_are_read_reaches_the_loader():
         assert stream.bad_samples == "skip"
 
 
+@pytest.mark.parametrize("weights", ["uniform", {"alpha": 0.5}, {"fundus": 2, "ct": 0.5}])
+def test_the_balance_of_modalities_is_stored_as_given_and_reaches_the_order(weights):
+    config = load_settings(RunConfig, "demo/retmae", [f"data.modality_weights={json.dumps(weights)}"])
+    stored = parse_yaml(dump_yaml(config.model_dump(mode="json")))
+    assert stored["data"]["modality_weights"] == weights
+    for run in (config, RunConfig.model_validate(stored)):
+        assert run.order_config().modality_weights == weights
+
+
 @pytest.mark.parametrize("is_remote", [True, False])
 def test_a_run_stores_where_its_data_are(tmp_path, monkeypatch, is_remote):
     """Whatever folder it is resumed from."""
@@ -65,7 +75,8 @@ def test_an_unknown_key_is_named():
 @pytest.mark.parametrize(
     ("setting", "match"),
     [
-        ("data.modality_weights.ct=-1", r"data\.modality_weights\.ct"),
+        ("data.modality_weights.ct=-1", r"data\.modality_weights'.*'ct' is -1"),
+        ("data.modality_weights=even", r"data\.modality_weights'.*take `uniform`"),
         ("data.crop_scale=[0, 2]", r"data\.crop_scale"),
         ("data.crop_ratio=[1, 0.5]", r"data\.crop_ratio"),
         ("data.hf_keep=0.001", "keeps none of the 196 patches"),

@@ -8,8 +8,12 @@ import pytest
 import torch
 
 from frepa_dist.spectrum import (
+    decay_gains,
+    disc_low_pass,
     gaussian_high_pass,
     gaussian_low_pass,
+    half_spectrum_counts,
+    high_band_error,
     high_band_share,
     radial_power_spectrum,
 )
@@ -67,3 +71,50 @@ def test_high_band_share_of_two_waves_and_of_a_flat_image():
     torch.testing.assert_close(high_band_share(image, 9.5), torch.tensor(0.2, dtype=torch.float64))
     assert high_band_share(torch.full((50, 50), 7.0), 2.0) == 0
     assert high_band_share(torch.zeros(24, 24), 2.0) == 0
+
+
+def test_a_disc_keeps_what_lies_in_it():
+    inside, outside = wave(32, 3, 4), wave(32, 4, 4)  # rho of 5 and of 5.7
+    image = 2 + inside + outside
+    torch.testing.assert_close(disc_low_pass(image, 5.0), 2 + inside)
+    torch.testing.assert_close(disc_low_pass(wave(33, 3, 4), 5.0), wave(33, 3, 4))
+
+
+def test_high_band_error_is_the_share_of_detail_that_is_missing():
+    images = torch.rand(3, 2, 24, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    pred = images + torch.rand(3, 2, 24, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    errors = high_band_error(pred, images, 4.0)
+    for error, own, target in zip(errors, pred, images, strict=True):
+        missing = gaussian_high_pass((own - target)[None], 4.0).square().mean().sqrt()
+        torch.testing.assert_close(
+            error, missing / gaussian_high_pass(target[None], 4.0).square().mean().sqrt()
+        )
+    tone = images.mean(dim=(-2, -1), keepdim=True).expand_as(images)
+    torch.testing.assert_close(high_band_error(tone, images, 4.0), torch.ones(3, dtype=torch.float64))
+    assert not high_band_error(images.float(), images.float(), 4.0).any()
+
+
+def test_high_band_error_of_a_flat_target_is_not_a_number():
+    images = torch.rand(2, 3, 50, 50, generator=torch.Generator().manual_seed(5))
+    images[0] = 0.7
+    assert high_band_error(images.flip(0), images, 4.0).isnan().tolist() == [True, False]
+    images[0, 0, 3, 3] += 1 / 255  # one pixel by one grey level is detail
+    assert not high_band_error(images.flip(0), images, 4.0).isnan().any()
+
+
+def test_the_e_folding_radius_is_root_two_of_the_cutoff():
+    gains = decay_gains(16, (3.0, 5.0), torch.device("cpu"), torch.float64)
+    assert gains.shape == (2, 16, 9)
+    assert float(gains[1, 3, 4]) == pytest.approx(math.exp(-1))  # rho = 5
+    image = torch.rand(1, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    by_gain = torch.fft.irfft2(torch.fft.rfft2(image) * gains[0], s=(16, 16))
+    torch.testing.assert_close(gaussian_low_pass(image, 3 / math.sqrt(2)), by_gain)
+
+
+@pytest.mark.parametrize("size", [8, 9])
+def test_columns_of_the_half_spectrum_count_for_the_whole(size):
+    image = torch.rand(size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    half = torch.fft.rfft2(image).abs().square() * half_spectrum_counts(
+        size, torch.device("cpu"), torch.float64
+    )
+    torch.testing.assert_close(half.sum(), torch.fft.fft2(image).abs().square().sum())

@@ -95,7 +95,9 @@ def test_a_convolutional_encoder_has_features_and_no_tokens():
         _ = encoder.grid
 
 
-@pytest.mark.parametrize("source", ["random:huge", "random:tiny:x", "timm:no_such_model", "no/such/place"])
+@pytest.mark.parametrize(
+    "source", ["random:huge", "random:swin_pico:x", "random:tiny:x", "timm:no_such_model", "no/such/place"]
+)
 def test_sources_that_do_not_exist(source):
     with pytest.raises(ConfigError, match="a run folder, an exported folder"):
         load_encoder(source)
@@ -140,3 +142,100 @@ def test_features_that_are_not_finite_are_refused(tmp_path, small_weights):
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="NaN"):
         extract_features(load_encoder(tmp_path / "broken.safetensors", "cpu"), [tmp_path / "a.png"])
+
+
+FAMILIES = ["vit_pico", "swin_pico", "swinv2_pico", "convnext_twin", "convnextv2_twin", "resnet10"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_run_of_any_backbone(name, make_backbone_run):
+    run, student = make_backbone_run(name)
+    encoder = load_encoder(run, "cpu")
+    assert (encoder.width, encoder.image_size, encoder.min_max) == (student.width, 64, True)
+    assert encoder.patch_size == (16 if name == "vit_pico" else None)
+    normalized = encoder.normalize(noise())
+    features = encoder.map(normalized)
+    assert features.shape == (3, student.width, *(2 * [64 // student.encoder.stride]))
+    with torch.no_grad():
+        torch.testing.assert_close(features, student.map(normalized))
+    torch.testing.assert_close(encoder.embed(normalized), features.mean(dim=(2, 3)), atol=1e-5, rtol=1e-4)
+    names = {key for key, _ in encoder.module.named_parameters()}
+    assert names == {key for key, _ in student.encoder.named_parameters()}
+    assert not any(parameter.requires_grad for parameter in encoder.module.parameters())
+    if encoder.patch_size is None:
+        with pytest.raises(ConfigError, match="can be left out"):
+            encoder.embed(normalized, torch.zeros(3, 1, dtype=torch.long))
+
+
+def test_images_are_scaled_by_their_range_where_the_run_did(make_backbone_run):
+    scaling, plain = (
+        load_encoder(make_backbone_run(name, min_max=flag)[0], "cpu")
+        for name, flag in (("resnet10", True), ("convnext_twin", False))
+    )
+    dark = noise() // 4 + 30
+    normalized = scaling.normalize(dark) * STD[:, None, None] + MEAN[:, None, None]
+    torch.testing.assert_close(normalized.amin((1, 2, 3)), torch.zeros(3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(normalized.amax((1, 2, 3)), torch.ones(3), atol=1e-6, rtol=0)
+    expected = (dark.float() / 255 - MEAN[:, None, None]) / STD[:, None, None]
+    torch.testing.assert_close(plain.normalize(dark), expected)
+    for encoder in (scaling, plain):  # floating point in [0, 1] is the same image
+        torch.testing.assert_close(encoder.normalize(dark.float() / 255), encoder.normalize(dark))
+    flat = torch.full((1, 3, 64, 64), 90, dtype=torch.uint8)
+    assert torch.isfinite(scaling.encode(flat)).all()
+
+
+def test_the_map_of_a_masked_autoencoder(run_dir, small_encoder):
+    for source in (run_dir, small_encoder):
+        encoder = load_encoder(source, "cpu")
+        normalized = encoder.normalize(noise())
+        features = encoder.map(normalized)
+        assert features.shape == (3, 192, 4, 4)
+        torch.testing.assert_close(features.mean((2, 3)), encoder.embed(normalized), atol=1e-5, rtol=1e-4)
+        # row 1, column 2 is patch 6 alone
+        hidden = noise()
+        hidden[:, :, 32:] = 0
+        alone = encoder.module.encode(normalized)[:, 1:][:, 6]
+        torch.testing.assert_close(features[:, :, 1, 2], alone)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("vit_tiny_patch16_224", {"img_size": 64, "depth": 2}),
+        ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}),
+        (
+            "swin_tiny_patch4_window7_224",
+            {"img_size": 64, "embed_dim": 12, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 3, 4)},
+        ),
+        ("test_resnet", {}),
+    ],
+)
+def test_the_map_of_a_timm_model_is_after_its_last_norm(name, settings, monkeypatch):
+    create = timm.create_model
+    torch.manual_seed(0)
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False: create(name, **settings))
+    encoder = load_encoder(f"timm:{name}", "cpu")
+    with torch.no_grad():
+        features = encoder.map(encoder.normalize(noise(64, 2)))
+    assert features.shape[:2] == (2, encoder.width)
+    assert features.shape[2] == features.shape[3] <= 8
+    if "resnet" not in name:  # fresh norms: mean 0, variance 1 at every position
+        torch.testing.assert_close(features.mean(1), torch.zeros_like(features[:, 0]), atol=1e-3, rtol=0)
+        torch.testing.assert_close(features.var(1), torch.ones_like(features[:, 0]), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_random_encoders_of_every_backbone(name):
+    images = noise(224, 1)
+    a, b, c = (load_encoder(f"random:{name}{seed}", "cpu") for seed in ("", ":0", ":1"))
+    torch.testing.assert_close(a.encode(images), b.encode(images))
+    assert (a.encode(images) - c.encode(images)).abs().max() > 1e-3
+    assert a.image_size == 224
+    assert not a.min_max
+
+
+def test_the_weights_of_a_backbone_s_run_without_the_run(make_backbone_run):
+    run, _ = make_backbone_run("swin_pico")
+    (path,) = run.rglob("student.safetensors")
+    with pytest.raises(DataError, match="name the run folder"):
+        load_encoder(path, "cpu")

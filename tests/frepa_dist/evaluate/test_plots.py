@@ -23,8 +23,12 @@ def test_every_value_of_a_large_group_is_drawn():
 
 
 def test_spectra_leave_out_the_mean():
-    (axes,) = spectra_figure(np.array([9.0, 1.0, 0.5]), np.array([9.0, 2.0, 0.0])).axes
+    spectra = {"original": np.array([9.0, 1.0, 0.5]), "after": np.array([9.0, 2.0, 0.0])}
+    (axes,) = spectra_figure(spectra).axes
     np.testing.assert_array_equal(axes.lines[0].get_xydata(), [[1, 1.0], [2, 0.5]])
+    np.testing.assert_array_equal(axes.lines[1].get_xydata()[0], [1, 2.0])
+    assert axes.lines[1].get_ydata()[1] > 0  # a zero has no place on a logarithmic axis
+    assert [line.get_label() for line in axes.lines] == ["original", "after"]
 
 
 def test_axis_of_intervals_grows_to_hold_them():

@@ -13,7 +13,6 @@ from frepa_dist.evaluate import probe
 from frepa_dist.evaluate.labelled import LabeledImages
 from frepa_dist.evaluate.probe import (
     ProbeResult,
-    _folds,
     _split,
     auroc,
     bootstrap_interval,
@@ -21,6 +20,7 @@ from frepa_dist.evaluate.probe import (
     fit,
     macro_auroc,
     run_probe,
+    stratified_folds,
 )
 from shards.support.errors import DataError
 
@@ -66,13 +66,13 @@ def test_penalty_is_chosen_by_the_training_part_and_noise_wants_a_strong_one():
 def test_folds_are_stratified_and_keep_patients_together():
     y = np.repeat([0, 1, 2], [40, 20, 10])
     groups = np.arange(70) // 2
-    folds = _folds(y, groups, 5, seed=0)
+    folds = stratified_folds(y, groups, 5, seed=0)
     assert len(folds) == 5
     for train, test in folds:
         assert not set(groups[train]) & set(groups[test])
         assert set(y[train]) == set(y[test]) == {0, 1, 2}
     assert sorted(np.concatenate([test for _, test in folds])) == list(range(70))
-    assert _folds(np.array([0, 0, 1]), None, 5, seed=0) == []
+    assert stratified_folds(np.array([0, 0, 1]), None, 5, seed=0) == []
 
 
 def labeled(y, splits=None):

@@ -69,7 +69,11 @@ def test_a_whole_run(run_dir):
     assert headings(text) == SECTIONS
     assert "Look &amp; see" in text
     assert "12 steps of 4 images: 48 images seen" in text
-    assert text.count('alt="masked"') == 6
+    assert text.count('alt="75% of 16-pixel patches hidden"') == 6
+    assert text.count('alt="before: error ') == text.count('alt="after: error ') == 6
+    assert text.count('aria-label="power spectra"') == 6
+    assert "Patches are predicted normalized one by one" in text
+    assert "ViT tiny, 16-pixel cells, 64-pixel views" in text
     assert "fundus, n = 7 images" in text
     assert "oct, n = 4 images" in text
     assert "an &lt;encoder&gt;" in text

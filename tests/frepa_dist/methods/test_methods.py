@@ -12,8 +12,10 @@ from safetensors.torch import save_file
 from frepa_dist.config import RunConfig
 from frepa_dist.methods.base import Losses, StepInfo
 from frepa_dist.methods.mae import MaeConfig, ModelConfig, create_model, create_student, normalize_images
+from frepa_dist.methods.mine_term import HmiConfig, ema_momentum
 from frepa_dist.methods.registry import create_method
-from frepa_dist.methods.retmae import AuxConfig, HmiConfig, RetMaeConfig, ema_momentum, hmi_weight
+from frepa_dist.methods.retmae import AuxConfig, RetMaeConfig
+from frepa_dist.methods.terms import scheduled_weight
 from shards.support.errors import ConfigError, DataError
 from shards.support.settings import validate
 
@@ -156,17 +158,17 @@ def test_the_teacher_sees_the_hf_tokens_alone():
 
 
 def test_z_is_the_mean_of_the_visible_patches_after_the_final_norm(monkeypatch):
-    from frepa_dist.methods import retmae
+    from frepa_dist.methods import mine_term
 
     config = RetMaeConfig(model=MODEL)
     nets, batch, seen = build(config), whole_batch(), []
-    real = retmae.mine_loss
+    real = mine_term.mine_loss
 
     def spy(estimator, critic, pairs, *args, **kwargs):
         seen.append(pairs)
         return real(estimator, critic, pairs, *args, **kwargs)
 
-    monkeypatch.setattr(retmae, "mine_loss", spy)
+    monkeypatch.setattr(mine_term, "mine_loss", spy)
     method = create_method(config)
     targets = method.targets(nets, batch, LATE)
     method.losses(nets, batch, targets, targets, LATE, ThreadComm(1))
@@ -239,12 +241,12 @@ def test_schedules():
     def at(step):
         return StepInfo(step=step, total_steps=1000, seed=0)
 
-    assert hmi_weight(config, at(0)) == hmi_weight(config, at(100)) == 0
-    assert hmi_weight(config, at(125)) == pytest.approx(0.05)
-    assert hmi_weight(config, at(150)) == hmi_weight(config, at(999)) == pytest.approx(0.1)
+    assert scheduled_weight(config, at(0)) == scheduled_weight(config, at(100)) == 0
+    assert scheduled_weight(config, at(125)) == pytest.approx(0.05)
+    assert scheduled_weight(config, at(150)) == scheduled_weight(config, at(999)) == pytest.approx(0.1)
     sudden = HmiConfig(ramp_fraction=0)
-    assert [hmi_weight(sudden, at(step)) for step in (99, 100)] == [0, 0.1]
-    assert hmi_weight(HmiConfig(warmup_fraction=0, ramp_fraction=0), at(0)) == 0.1
+    assert [scheduled_weight(sudden, at(step)) for step in (99, 100)] == [0, 0.1]
+    assert scheduled_weight(HmiConfig(warmup_fraction=0, ramp_fraction=0), at(0)) == 0.1
     assert ema_momentum(config, at(0)) == pytest.approx(0.996)
     assert ema_momentum(config, at(999)) == 1
     assert ema_momentum(config, StepInfo(step=500, total_steps=1001, seed=0)) == pytest.approx(0.998)
@@ -325,9 +327,8 @@ def test_cosine_needs_embeddings_of_one_width():
 @pytest.mark.parametrize(
     ("method", "words"),
     [
-        ({"name": "retmae", "hf_input": True}, "hf_input"),  # the HF-input ablation is not there yet
         ({"name": "mae", "hmi": {}}, "hmi"),
-        ({"name": "frepa"}, "name"),
+        ({"name": "unheard-of"}, "name"),
         ({"name": "mae", "model": {"image_size": 100}}, "multiple"),
         ({"name": "mae", "model": {"image_size": 32}, "mask_ratio": 0.9}, "mask_ratio"),
         ({"name": "retmae", "hmi": {"estimator": "kl"}}, "estimator"),

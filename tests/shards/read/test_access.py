@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pickle
 import time
@@ -198,6 +199,21 @@ class TestCache:
                 path.chmod(0o600)
                 path.write_bytes(bytes(size))
         assert_same(reader_of(root, config).read(1, 0), expected)
+
+    def test_a_bad_sector_under_a_copy_is_read_past(self, root, config, monkeypatch):
+        reader = reader_of(root, config)
+        expected = reader.read(1, 0)
+        reader.store.ranges.clear()
+        read = os.pread
+
+        def fail_in_the_cache(descriptor, *span):
+            if os.readlink(f"/proc/self/fd/{descriptor}").startswith(str(config.cache_dir)):
+                raise OSError(errno.EIO, "Input/output error")
+            return read(descriptor, *span)
+
+        monkeypatch.setattr(os, "pread", fail_in_the_cache)
+        assert_same(reader.read(1, 0), expected)
+        assert len(reader.store.ranges) == 1
 
 
 def test_where_the_cache_is_when_nobody_says_it(monkeypatch, tmp_path):

@@ -132,6 +132,7 @@ def test_writing(store, num_bytes, monkeypatch):
         file.seek(0)
         assert file.read(10) == data[:10]
         assert store.num_bytes("sub/big.tar") is None
+        assert listed(store) == []
     assert store.read("sub/big.tar") == data
     assert listed(store) == ["sub/big.tar"]
 
@@ -206,6 +207,38 @@ def test_the_lock_takes_away_what_killed_uploads_left(s3):
         s3.client.create_multipart_upload(Bucket=s3.name, Key=key)
     with S3Store(f"{s3.uri}/data", QUICK).lock("me"):
         assert s3.uploads() == ["data-2/part.tar"]
+
+
+@pytest.mark.parametrize("operation", ["UploadPart", "CompleteMultipartUpload"])
+def test_an_upload_that_another_builder_took_back(s3, monkeypatch, operation):
+    monkeypatch.setattr(s3_store, "UPLOAD_PART_BYTES", 5 << 20)
+    store = S3Store(f"{s3.uri}/data", QUICK)
+
+    def take_back(**_):
+        for upload in s3.client.list_multipart_uploads(Bucket=s3.name).get("Uploads", []):
+            s3.client.abort_multipart_upload(Bucket=s3.name, Key=upload["Key"], UploadId=upload["UploadId"])
+
+    events = create_client(QUICK, repeats=True).meta.events
+    events.register(f"before-call.s3.{operation}", take_back)
+    try:
+        with (
+            pytest.raises(EnvironmentFault, match=r"data/a\.tar: the upload was taken back .*one builder"),
+            store.writing("a.tar") as file,
+        ):
+            file.write(os.urandom(11 << 20))
+    finally:
+        events.unregister(f"before-call.s3.{operation}", take_back)
+    assert listed(store) == []
+
+
+def test_a_file_that_goes_while_others_are_listed(tmp_path):
+    store = LocalStore(tmp_path)
+    for name in "abc":
+        store.write(name, b"1")
+    files = store.list()
+    assert next(files).path == "a"
+    store.delete("b")
+    assert [item.path for item in files] == ["c"]
 
 
 def client_id(number: int) -> int:

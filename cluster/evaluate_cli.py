@@ -1,0 +1,96 @@
+"""`frepa evaluate ...`. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cluster.options import FOLDER
+
+
+@click.group("evaluate")
+def evaluate_group() -> None:
+    """Measure what an encoder has learned.
+
+    ENCODER is a run folder, an exported folder, an official MAE checkpoint, timm:NAME or random:SIZE.
+    """
+
+
+@evaluate_group.command("probe")
+@click.argument("encoder")
+@click.argument("images", type=FOLDER)
+@click.option("--labels", type=FOLDER, help="CSV with filename,label[,split]; default: a folder per class.")
+@click.option(
+    "--label-column", default="label", show_default=True, help="Column of the CSV that is the label."
+)
+@click.option("--out", type=FOLDER, help="JSON file for the result.")
+@click.option("--seed", default=0, show_default=True, help="Of the split and the bootstrap.")
+@click.option("--smoke-test", is_flag=True, help="The labels are not medical: the report will say so.")
+def evaluate_probe(
+    encoder: str,
+    images: Path,
+    labels: Path | None,
+    label_column: str,
+    out: Path | None,
+    seed: int,
+    smoke_test: bool,
+) -> None:
+    """Linear probe: logistic regression on frozen features, AUROC with a bootstrap interval."""
+    from frepa_dist.evaluate.probe import run_probe
+
+    result = run_probe(encoder, images, labels, label_column=label_column, seed=seed, smoke_test=smoke_test)
+    write_result(result.as_json(), out)
+    click.echo(result.describe())
+
+
+@evaluate_group.command("cka")
+@click.argument("encoder")
+@click.argument("images")
+@click.option("--num", default=512, show_default=True, help="Most images of a modality to use.")
+@click.option("--modality", help="What image files are; of a dataset, the only one to use.")
+@click.option("--out", type=FOLDER, help="JSON file for the result.")
+@click.option("--seed", default=0, show_default=True, help="Which images, and of the random tokens.")
+def evaluate_cka(
+    encoder: str, images: str, num: int, modality: str | None, out: Path | None, seed: int
+) -> None:
+    """CKA of the full image's features with those of its HF, LF and random tokens and of filtered images.
+
+    IMAGES is a folder of images or a dataset of shards.
+    """
+    from frepa_dist.evaluate.cka import run_cka
+
+    result = run_cka(encoder, images, num=num, seed=seed, modality=modality)
+    write_result(result.as_json(), out)
+    click.echo(result.describe())
+
+
+@evaluate_group.command("reconstruct")
+@click.argument("run", type=FOLDER)
+@click.argument("images")
+@click.option("--num", default=64, show_default=True, help="Most images of a modality to use.")
+@click.option("--modality", help="What image files are; of a dataset, the only one to use.")
+@click.option("--out", type=FOLDER, help="JSON file for the result.")
+@click.option("--seed", default=0, show_default=True, help="Which images, and what is hidden of them.")
+def evaluate_reconstruct(
+    run: Path, images: str, num: int, modality: str | None, out: Path | None, seed: int
+) -> None:
+    """How well the student of RUN restores what is hidden, above all fine detail.
+
+    IMAGES is a folder of images or a dataset of shards, best of images that RUN was not trained on. What is
+    hidden: what the method itself hides, and two corruptions that are the same for all methods.
+    """
+    from frepa_dist.evaluate.reconstruct import run_reconstruct
+
+    result = run_reconstruct(run, images, num=num, seed=seed, modality=modality)
+    write_result(result.as_json(), out)
+    click.echo(result.describe())
+
+
+def write_result(result: dict[str, Any], out: Path | None) -> None:
+    """Write a result as JSON where a file is named."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,130 @@
+"""Encoders that timm builds: its own models, and exported folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frepa_dist.evaluate.encoder import Encoder, to_map
+from frepa_dist.models.vit_mae import gather_tokens
+from shards.support.errors import ConfigError, DataError, EnvironmentFault
+
+OWN_KEYS = "frepa"  # of an exported config.json: what timm's configuration has no word for
+
+
+def load_folder(source: str, path: Path, device: torch.device) -> Encoder:
+    """Load an exported folder, or any other one in timm's hub layout."""
+    import timm
+
+    try:
+        model = timm.create_model(f"local-dir:{path}", pretrained=True)
+    except Exception as error:  # timm, torch and safetensors raise what they like at a damaged folder
+        raise DataError(f"not a folder that timm can load: {error}", where=path) from error
+    own = json.loads((path / "config.json").read_text(encoding="utf-8")).get(OWN_KEYS, {})
+    return replace(_from_timm(source, model, device), min_max=bool(own.get("min_max", False)))
+
+
+def load_timm(source: str, rest: str, device: torch.device, sources: str) -> Encoder:
+    """Load NAME or NAME?pretrained.
+
+    Args:
+        source: what the user wrote; `rest` is what follows `timm:`.
+        rest: see there.
+        device: where it runs.
+        sources: what else the user could have written.
+
+    Raises:
+        ConfigError: timm has no such model.
+        EnvironmentFault: pretrained weights cannot be fetched.
+    """
+    import timm
+
+    name, _, option = rest.partition("?")
+    if option not in ("", "pretrained") or not timm.is_model(name):
+        raise ConfigError(
+            "timm has no such model", where=source, allowed=f"a name of timm.list_models(); {sources}"
+        )
+    if not option:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return _from_timm(source, timm.create_model(name, pretrained=False), device)
+    try:
+        model = timm.create_model(name, pretrained=True)
+    except Exception as error:  # OSError, or an HTTP library's own errors, or RuntimeError: none published
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise EnvironmentFault(
+            f"its pretrained weights cannot be had: {reason}",
+            where=source,
+            fix="fetch them where there is a network, or name a model that has some",
+        ) from error
+    return _from_timm(source, model, device)
+
+
+def _from_timm(name: str, model: nn.Module, device: torch.device) -> Encoder:
+    from timm.data import resolve_model_data_config
+    from timm.models.vision_transformer import VisionTransformer
+
+    model.reset_classifier(0)  # type: ignore[operator]
+    model = model.eval().requires_grad_(False).to(device)
+    wanted = resolve_model_data_config(model)
+    is_vit = type(model) is VisionTransformer
+
+    def pool(images: Tensor, ids_keep: Tensor | None) -> Tensor:
+        if is_vit:
+            return _pool_timm_vit(model, images, ids_keep)
+        if ids_keep is not None:
+            raise ConfigError(
+                "this encoder has no tokens to choose from", where=name, allowed="a vision transformer"
+            )
+        return model(images)  # type: ignore[no-any-return]
+
+    patch_size = model.patch_embed.patch_size[0] if is_vit else None  # type: ignore[union-attr, index]
+    return Encoder(
+        name,
+        pool,
+        int(model.num_features),  # type: ignore[arg-type]
+        wanted["input_size"][-1],
+        patch_size,  # type: ignore[arg-type]
+        tuple(wanted["mean"]),
+        tuple(wanted["std"]),
+        device,
+        map=_timm_map(model, is_vit),
+        module=model,
+    )
+
+
+def _timm_map(model: Any, is_vit: bool) -> Callable[[Tensor], Tensor] | None:
+    """The map after the last norm, also where timm has that norm behind the pooling."""
+    if is_vit:
+        return lambda images: to_map(model.fc_norm(_timm_vit_tokens(model, images, None)))
+    if not hasattr(model, "forward_intermediates"):
+        return None
+    last = getattr(getattr(model, "head", None), "norm", None)
+
+    def run(images: Tensor) -> Tensor:
+        features: Tensor = model.forward_intermediates(
+            images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
+        )[-1]
+        return features if last is None else last(features)  # type: ignore[no-any-return]
+
+    return run
+
+
+def _pool_timm_vit(model: Any, images: Tensor, ids_keep: Tensor | None) -> Tensor:
+    """Mean patch token of timm's `VisionTransformer`, encoding only some patches if so wished."""
+    return model.fc_norm(_timm_vit_tokens(model, images, ids_keep).mean(dim=1))  # type: ignore[no-any-return]
+
+
+def _timm_vit_tokens(model: Any, images: Tensor, ids_keep: Tensor | None) -> Tensor:
+    """Patch tokens (B, N or K, D) of timm's `VisionTransformer` after its norm."""
+    tokens = model._pos_embed(model.patch_embed(images))
+    num_prefix = model.num_prefix_tokens
+    if ids_keep is not None:
+        tokens = torch.cat([tokens[:, :num_prefix], gather_tokens(tokens[:, num_prefix:], ids_keep)], dim=1)
+    return model.norm(model.blocks(model.norm_pre(tokens)))[:, num_prefix:]  # type: ignore[no-any-return]

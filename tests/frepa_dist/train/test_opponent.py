@@ -1,0 +1,198 @@
+"""A discriminator beside the student, on two gloo ranks: gradients, weights, checkpoints, metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from cluster.launch import free_port
+from frepa_dist.runs import find_checkpoint, read_metrics
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
+
+RANKS = 2
+SECONDS = 240  # alone on two cores it takes 30
+ROOT = Path(__file__).parents[3]
+
+
+def run_on_two_ranks(script: str, *arguments: Path) -> None:
+    """Start a script of this folder on every rank; a rank that hangs or fails ends all of them."""
+    port = free_port()
+    environment = {
+        **os.environ,
+        # ninja lies beside the interpreter
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONPATH": str(ROOT),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(RANKS),
+        "LOCAL_SIZE": str(RANKS),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "DS_ACCELERATOR": "cpu",
+    }
+    command = [sys.executable, str(Path(__file__).with_name(script)), *map(str, arguments)]
+    logs = [arguments[-1] / f"log-{rank}" for rank in range(RANKS)]
+    processes = []
+    try:
+        for rank, log in enumerate(logs):
+            own = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            with log.open("w") as file:
+                processes.append(subprocess.Popen(command, env=own, stdout=file, stderr=file))
+        deadline = time.monotonic() + SECONDS
+        while any(process.poll() is None for process in processes):
+            failed = any(process.poll() for process in processes)
+            if failed or time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        codes = [process.poll() for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+        for path in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"):  # noqa: S108
+            path.unlink(missing_ok=True)
+    assert codes == [0] * RANKS, "\n".join(log.read_text()[-4000:] for log in logs)
+
+
+@pytest.fixture(scope="module")
+def deviations(tmp_path_factory):
+    """Of every case, from what plain autograd gives."""
+    folder = tmp_path_factory.mktemp("gradients")
+    run_on_two_ranks("opponent_gradients.py", folder)
+    ranks = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(RANKS)]
+    assert ranks[0] == ranks[1], "guards, weights and vectors are the same on all ranks"
+    return ranks[0]
+
+
+STAGES = [(0, 0), (1, 0), (1, 1), (2, 2), (3, 0), (3, 2), (0, 3)]
+
+
+@pytest.mark.parametrize(("student", "opponent"), STAGES)
+def test_both_train_as_plain_autograd_would_in_every_stage(deviations, student, opponent):
+    case = deviations[f"{student}-{opponent}-fp32"]
+    for network in ("student", "judge"):
+        assert case[network]["gradient"] < 1e-5
+        assert case[network]["weight"] < 1e-6
+    assert case["judge"]["vector"] < 1e-6
+
+
+def test_both_train_as_plain_autograd_would_in_bf16(deviations):
+    case = deviations["2-0-bf16"]
+    for network in ("student", "judge"):
+        assert case[network]["gradient"] < 0.03
+        assert case[network]["weight"] < 0.03
+
+
+def test_the_guard_is_the_same_on_all_ranks_and_as_on_one(deviations):
+    for case in deviations.values():
+        assert case["guard"]["updates"] == 2
+        assert case["guard"]["deviation"] < 0.01
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, small_dataset):
+    """Folder of the runs of opponent_run.py."""
+    folder = tmp_path_factory.mktemp("runs")
+    run_on_two_ranks("opponent_run.py", small_dataset, folder)
+    return folder
+
+
+def trace(run: Path) -> list[dict[str, float]]:
+    return [
+        {name: value for name, value in record.items() if "time/" not in name and "second" not in name}
+        for record in read_metrics(run)
+    ]
+
+
+def all_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Of a checkpoint's torch files, by file and place."""
+    from frepa_dist.train.checkpoint import allow_checkpoint_classes
+
+    allow_checkpoint_classes()
+    found: dict[str, torch.Tensor] = {}
+
+    def walk(value: object, place: str) -> None:
+        if isinstance(value, torch.Tensor):
+            found[place] = value
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                walk(inner, f"{place}/{key}")
+        elif isinstance(value, list | tuple):
+            for number, inner in enumerate(value):
+                walk(inner, f"{place}/{number}")
+
+    for path in sorted(folder.rglob("*.pt")):
+        walk(torch.load(path, weights_only=True), path.relative_to(folder).as_posix())
+    return found
+
+
+def test_a_resumed_run_equals_the_whole_one_bit_for_bit(runs):
+    assert trace(runs / "interrupted") == trace(runs / "whole")
+    whole, again = (all_tensors(find_checkpoint(runs / name)) for name in ("whole", "interrupted"))
+    assert whole.keys() == again.keys()
+    assert any("judge/" in name and "norm.left" in name for name in whole), "vectors are in the checkpoint"
+    different = [name for name in whole if not torch.equal(whole[name], again[name])]
+    assert not different
+    earlier = all_tensors(find_checkpoint(runs / "whole", 2))
+    judged = [name for name in whole if name.startswith("judge/") and whole[name].ndim > 1]
+    assert judged
+    assert all(not torch.equal(whole[name], earlier[name]) for name in judged), "it went on learning"
+
+
+def test_what_is_written_down_of_an_opponent(runs):
+    records = read_metrics(runs / "whole")
+    resting = {name for name in records[0] if name.startswith("judge/")}
+    assert not resting, "it rests in the first step"
+    names = {"judge/loss", "judge/hinge", "judge/r1", "judge/accuracy", "gradient_norm/judge", "lr/opponent"}
+    assert all(names <= record.keys() for record in records[1:])
+    assert all(np.isfinite(value) for record in records for value in record.values())
+    assert records[-1]["lr/opponent"] == pytest.approx(2e-4 * records[-1]["lr"] / (1.5e-4 * 4 / 256))
+    assert set(load_file(find_checkpoint(runs / "whole") / "student.safetensors")) == {
+        f"layers.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")
+    }
+
+
+def test_a_compiled_student_trains_as_another_and_keeps_its_names(runs):
+    compiled, eager = (find_checkpoint(runs / name) / "student.safetensors" for name in ("compiled", "eager"))
+    ours, theirs = load_file(compiled), load_file(eager)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-6) for name in ours)
+    for one, other in zip(read_metrics(runs / "compiled"), read_metrics(runs / "eager"), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+def test_weights_of_an_opponent_take_gradients_in_its_turn_only(monkeypatch):
+    from frepa_dist.config import TrainConfig
+    from frepa_dist.methods.base import Losses
+    from frepa_dist.train import engines
+    from frepa_dist.train.opponent import OpponentSubmodule
+
+    monkeypatch.setattr(engines, "create_engine", lambda module, *_: module)
+    module = nn.Linear(2, 1)
+    module.bias.requires_grad_(False)  # for good
+    world = engines.World(0, 0, 1, torch.device("cpu"))
+    opponent = OpponentSubmodule(module, TrainConfig(steps=1), 1, world)
+    seen: list[bool] = []
+
+    def compute() -> Losses | None:
+        seen.append(module.weight.requires_grad and not module.bias.requires_grad)
+        raise RuntimeError("in its turn")
+
+    assert not module.weight.requires_grad
+    with pytest.raises(RuntimeError, match="in its turn"):
+        opponent.train(compute)
+    assert seen == [True]
+    assert not module.weight.requires_grad
+    assert opponent.call(torch.ones(3, 2)).dtype == torch.bfloat16  # under the student's autocast
+    assert module.weight.dtype == torch.float32
