@@ -12,8 +12,10 @@ from typing import Any
 import click
 
 from cluster.evaluate_cli import evaluate_group
+from cluster.model_cli import MODEL_COMMANDS
 from cluster.options import FOLDER, F, set_option
 from cluster.shards_cli import shards_group
+from cluster.volume_cli import evaluate_volume
 from shards.support.errors import ConfigError, DataError, FrepaError
 
 
@@ -42,7 +44,10 @@ def cli(debug: bool) -> None:
 
 
 cli.add_command(shards_group)
+evaluate_group.add_command(evaluate_volume)
 cli.add_command(evaluate_group)
+for model_command in MODEL_COMMANDS:
+    cli.add_command(model_command)
 
 
 @cli.command()

@@ -15,7 +15,8 @@ from cluster.options import FOLDER
 def evaluate_group() -> None:
     """Measure what an encoder has learned.
 
-    ENCODER is a run folder, an exported folder, an official MAE checkpoint, timm:NAME or random:SIZE.
+    ENCODER is a run folder, an exported folder, an official MAE checkpoint, timm:NAME,
+    random:SIZE or random:BACKBONE (`frepa backbones` lists them).
     """
 
 

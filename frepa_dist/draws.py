@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
 BLOCK = 1 << 16  # numbers made in one go on a CPU, so that what lies between stays in its cache
 
 
@@ -88,7 +87,8 @@ def _fill_normal(row: Tensor, key: int, tag: int) -> None:
     """Fill a contiguous tensor on the CPU; SFC64 is NumPy's fastest generator."""
     rng = np.random.Generator(np.random.SFC64([key, tag]))
     quantiles, flat = _normal_quantiles(), row.view(-1)
-    for block in flat.split(BLOCK):
+    for start in range(0, len(flat), BLOCK):
+        block = flat[start : start + BLOCK]
         words = rng.integers(0, 2**64, size=-(-len(block) // 4), dtype=np.uint64)
         index = words.view(np.uint16)[: len(block)].astype(np.int32)
         torch.index_select(quantiles, 0, torch.from_numpy(index), out=block)

@@ -65,6 +65,7 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "focal": (FREPA_CONFIG, (*FREPA_BASE, "method.focal={}")),
     "mfm": ("frepa/mfm_vit_b_17m", ("method.model.backbone=vit_tiny",)),
     "mae": (MAE, ("method.model.size=tiny",)),
+    "mae_pixels": (MAE, ("method.model.size=tiny", "method.norm_pix_loss=false")),
     "retmae": ("retmae/vit_b", ("method.model.size=tiny",)),
     "random_mae": (MAE, ("method.model.size=tiny",)),
 }
@@ -144,8 +145,8 @@ def measure(folder: Path, out: Path, name: str, arguments: argparse.Namespace) -
         )
     rows: dict[str, list[float]] = {}
     for row in json.loads(result.read_text(encoding="utf-8"))["rows"]:
-        kind = "common" if row["common"] else "own"
-        key = f"error of detail, {row['corruption']} ({kind})"
+        borrowed = ", tone borrowed from the truth" if row["note"] else ""  # not to be compared with others
+        key = f"error of detail, {row['corruption']}{borrowed}"
         rows.setdefault(key, []).append(row["high_band"]["mean"])
     return values | {key: statistics.fmean(modalities) for key, modalities in rows.items()}
 

@@ -24,11 +24,11 @@ def moving_bead(seed: int, *, to_the_right: bool, num: int = 8, size: int = 32) 
     """
     rng = np.random.default_rng([seed, 0])
     step = size / num
-    row, start = rng.uniform(0.2, 0.8) * size, rng.integers(num)
+    row, start = rng.uniform(0.4, 0.6) * size, rng.integers(num)
     places = ((start + np.arange(num) * (1 if to_the_right else -1)) % num + 0.5) * step
     y, x = np.mgrid[:size, :size] + 0.5
-    beads = np.exp(-((x - places[:, None, None]) ** 2 + (y - row) ** 2) / (2 * (0.08 * size) ** 2))
-    return np.clip(60 + 150 * beads + rng.normal(0, 8, (num, size, size)), 0, 255).astype(np.uint8)
+    beads = np.exp(-((x - places[:, None, None]) ** 2 + (y - row) ** 2) / (2 * (0.1 * size) ** 2))
+    return np.clip(60 + 150 * beads + rng.normal(0, 4, (num, size, size)), 0, 255).astype(np.uint8)
 
 
 def lasting_blobs(seed: int, *, num: int = 6, size: int = 32, blobs: int = 6) -> tuple[Bytes, Bytes]:

@@ -194,7 +194,8 @@ def disc_pass(images: Tensor, radius: float, keep: Literal["low", "high"]) -> Te
 def _inverse(spectrum: Tensor, size: int) -> Tensor:
     """Transform half spectra (B, C, S, W), which may be overwritten, back to images (B, C, S, S)."""
     images: Tensor
-    if spectrum.device.type == "cpu":
+    # a subclass, such as a fake tensor whose cost is counted, has no memory that NumPy could share
+    if spectrum.device.type == "cpu" and type(spectrum) is Tensor:
         # torch transforms the columns of several images twice as slowly as SciPy, which does it in place
         columns = scipy.fft.ifft(spectrum.numpy(), axis=-2, overwrite_x=True, workers=torch.get_num_threads())
         images = torch.fft.irfft(torch.from_numpy(columns), n=size)

@@ -87,7 +87,10 @@ def scale_images(images: Tensor, settings: InputSettings) -> Tensor:
 
 
 class ReconstructionSettings(Settings):
-    """What is measured, and on what; no public source states the numbers of the common corruptions.
+    """What is measured, and on what.
+
+    No source states how much the common corruptions should hide; here it is MAE's share of the patches, and
+    the disc of masked frequency modeling (MFM).
 
     Attributes:
         num: most images of a modality.
@@ -107,7 +110,11 @@ class ReconstructionSettings(Settings):
 
     def common(self) -> dict[str, CorruptionConfig]:
         """The corruptions that are the same for all methods, by what the result calls them."""
-        return {"patches hidden": self.patches, "low frequencies removed": self.low_frequencies}
+        ratio, patch, radius = self.patches.patch_ratio, self.patches.patch, self.low_frequencies.pass_radius
+        return {
+            f"{ratio:.0%} of {patch}-pixel patches hidden": self.patches,
+            f"below {radius:g} cycles removed": self.low_frequencies,
+        }
 
 
 class Spread(Settings):

@@ -6,7 +6,7 @@ Shapes: B volumes of a batch, n windows of F places of slices, D width, h = w si
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,7 @@ from shards.support.progress import Progress
 from shards.support.settings import Settings
 
 WINDOWS_AT_ONCE = 4  # when nothing is learned
+MEASURED = 16  # training volumes whose maps tell mean and spread
 
 
 class VolumeTraining(Settings):
@@ -95,19 +96,29 @@ def train_classifier(
     device = next(head.parameters()).device
 
     def loss_of(volumes: Int64, rng: np.random.Generator) -> Tensor:
-        sums, totals = [], []
-        for volume in volumes.tolist():
-            drawn = draw_windows(slots[volume], config.max_windows, rng)
-            weight = torch.from_numpy(drawn.weight).to(device)
-            maps = body(load(volume, drawn.rows).to(device), weight > 0)
-            sums.append(head.pool(maps, weight))
-            totals.append(weight.sum(dim=1))
-        counts = [len(part) for part in totals]
-        members = torch.eye(len(counts)).repeat_interleave(torch.tensor(counts), dim=1).to(device)
-        logits = head(torch.cat(sums), torch.cat(totals), members)
+        drawn = [draw_windows(slots[volume], config.max_windows, rng) for volume in volumes]
+        pairs = zip(volumes.tolist(), drawn, strict=True)
+        inputs = torch.cat([load(volume, part.rows) for volume, part in pairs]).to(device)
+        weight = torch.from_numpy(np.concatenate([part.weight for part in drawn])).to(device)
+        counts = torch.tensor([len(part.rows) for part in drawn])
+        members = torch.eye(len(counts)).repeat_interleave(counts, dim=1).to(device)
+        logits = head(head.pool(body(inputs, weight > 0), weight), weight.sum(dim=1), members)
         return functional.cross_entropy(logits, torch.from_numpy(y[volumes]).to(device))
 
+    standardize_input(body, (load(volume, slots[volume].rows[:1]) for volume in chosen[:MEASURED].tolist()))
     run_steps([body, head], loss_of, chosen, config, description)
+
+
+@torch.no_grad()
+def standardize_input(body: Body, windows: Iterable[Tensor]) -> None:
+    """Standardize what the transformer sees by some training windows, each (1, F, ...)."""
+    device = next(body.parameters()).device
+    body.eval()
+    flat = (window.flatten(0, 1).to(device) for window in windows)
+    if isinstance(body, VolumeEncoder):
+        body.mixer.standardize_by(torch.cat([body.encode_slices(images) for images in flat]))
+    else:
+        body.standardize_by(torch.cat(list(flat)))
 
 
 def run_steps(

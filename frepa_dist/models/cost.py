@@ -15,9 +15,11 @@ The step is the last one of a run, when every term is on.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import _lru_cache_wrapper
 from typing import Any
 
 import torch
@@ -109,6 +111,7 @@ def count_cost(config: RunConfig, ranks: int = 1) -> Cost:
         for name, module in modules.items()
     }
     with ExitStack() as stack:
+        stack.callback(forget_cached_tensors)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         # with memory of their own, so to speak: what has none cannot take part in autograd's accounting
         modules = {name: module.to_empty(device="cpu") for name, module in modules.items()}
@@ -116,6 +119,15 @@ def count_cost(config: RunConfig, ranks: int = 1) -> Cost:
     memory = _static_memory(config, specs, parameters, trained, ranks)
     memory["activations"] = activations
     return Cost(parameters, encoder, flops, memory, config.train.micro_batch_size, ranks)
+
+
+def forget_cached_tensors() -> None:
+    """Empty what functions of this package remember: filters made among fake tensors have no data."""
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == __package__.partition(".")[0]:
+            for member in list(vars(module).values()):
+                if isinstance(member, _lru_cache_wrapper):
+                    member.cache_clear()
 
 
 def _build(

@@ -91,7 +91,11 @@ class SliceMixer(nn.Module):
     def __init__(self, width: int, settings: VolumeSettings) -> None:
         super().__init__()
         self.settings = settings
+        self.mean: Tensor
+        self.std: Tensor
         inner, patch = settings.width, settings.patch
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
         self.embed = nn.Conv2d(width, inner, patch, stride=patch)
         norm = partial(nn.LayerNorm, eps=1e-6)
         self.blocks = nn.ModuleList(
@@ -103,6 +107,17 @@ class SliceMixer(nn.Module):
         init_layers(self)
         nn.init.xavier_uniform_(self.embed.weight.flatten(1))
         nn.init.zeros_(self.project.weight)  # at first the maps pass as they are
+
+    @torch.no_grad()
+    def standardize_by(self, maps: Tensor) -> None:
+        """Take mean and spread of each channel from some maps (n, D, h, w) of the training part.
+
+        What all slices have in common is the larger part of most encoders' maps, and would drown what tells
+        them apart. Only what the transformer sees is standardized, not what it is added to.
+        """
+        std, mean = torch.std_mean(maps.float(), dim=(0, 2, 3))
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std > 0, std, 1))
 
     def forward(self, maps: Tensor, mask: Tensor | None = None) -> Tensor:
         """Let slices know of each other.
@@ -119,7 +134,8 @@ class SliceMixer(nn.Module):
             mask = torch.ones(num, depth, dtype=torch.bool, device=maps.device)
         maps = torch.where(mask[:, :, None, None, None], maps, 0)
         patch = self.settings.patch
-        filled = functional.pad(maps.flatten(0, 1), (0, -across % patch, 0, -height % patch))
+        seen = (maps.flatten(0, 1) - self.mean[:, None, None]) / self.std[:, None, None]
+        filled = functional.pad(seen, (0, -across % patch, 0, -height % patch))
         tokens = self.embed(filled)  # (B F, W, h / p, w / p)
         rows, columns = tokens.shape[2:]
         tokens = tokens.flatten(2).transpose(1, 2).reshape(num, depth, rows * columns, -1)  # (B, F, P, W)

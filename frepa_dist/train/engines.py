@@ -171,10 +171,15 @@ def deepspeed_config(settings: EngineSettings, micro_batch_size: int, accumulati
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weights decay, biases and norms do not (one-dimensional parameters; as facebookresearch/mae)."""
+    """Weights decay, biases and norms do not (one-dimensional parameters; as facebookresearch/mae).
+
+    Nor do those that a module names by `no_weight_decay()`.
+    """
     trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in trained if p.ndim > 1 and not name.endswith(".bias")]
-    kept = [p for name, p in trained if p.ndim <= 1 or name.endswith(".bias")]
+    named: set[str] = module.no_weight_decay() if hasattr(module, "no_weight_decay") else set()  # type: ignore[operator]
+    spared = {name for name, p in trained if p.ndim <= 1 or name.endswith(".bias") or name in named}
+    decayed = [p for name, p in trained if name not in spared]
+    kept = [p for name, p in trained if name in spared]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 

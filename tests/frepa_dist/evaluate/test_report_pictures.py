@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from frepa_dist.config import RunConfig
 from frepa_dist.evaluate import report_pictures
+from frepa_dist.evaluate.reconstruct import run_reconstruct
 from frepa_dist.evaluate.report import build_report
 from frepa_dist.evaluate.report_pictures import choose_views, list_rows, mark_tokens, shrink
 from frepa_dist.methods.base import Preview
@@ -21,6 +23,13 @@ from frepa_dist.runs import build_student, load_run_config, load_student
 from frepa_dist.train import submodules
 from frepa_dist.train.engines import World
 from shards.builder.build import BuildConfig, build_dataset
+from shards.support.settings import dump_yaml
+
+
+@pytest.fixture(autouse=True)
+def _two_pictures(monkeypatch):
+    """Figures take their time."""
+    monkeypatch.setattr(report_pictures, "NUM_PICTURES", 2)
 
 
 class Dimmer(torch.nn.Module):
@@ -72,10 +81,10 @@ def test_a_method_of_several_corruptions_is_shown_with_its_notes(run_dir, monkey
     monkeypatch.setattr(report_pictures, "build_student", lambda config: Dimmer(0.25))
     build_report(run_dir, run_dir / "report.html")
     text = (run_dir / "report.html").read_text(encoding="utf-8")
-    assert text.count('alt="dark"') == text.count('alt="half"') == 6
+    assert text.count('alt="dark"') == text.count('alt="half"') == 2
     assert text.count("<p>a remark</p>") == 1
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", text)
-    assert cells[cells.index("dark") + 1] == "6"
+    assert cells[cells.index("dark") + 1] == "2"
     assert cells[cells.index("dark") + 4 : cells.index("dark") + 6] == ["0.75", "0.25"]
 
 
@@ -86,7 +95,7 @@ def test_a_method_without_previews_says_so(run_dir, monkeypatch):
     assert "The method mae shows no reconstructions." in (run_dir / "report.html").read_text()
 
 
-def test_every_modality_is_shown(run_dir, tmp_path, monkeypatch):
+def test_every_modality_is_shown(run_dir, tmp_path):
     config = load_run_config(run_dir)
     root = tmp_path / "many"
     shutil.copytree(config.data.root, root)
@@ -98,7 +107,6 @@ def test_every_modality_is_shown(run_dir, tmp_path, monkeypatch):
             coarse = Image.fromarray(rng.integers(0, 255, (9, 9), dtype=np.uint8))
             coarse.resize((90, 72)).save(folder / f"{number}.png")
         build_dataset([folder], root, BuildConfig(modality=modality, size=72, jobs=1))
-    monkeypatch.setattr(report_pictures, "NUM_PICTURES", 2)
     data = config.data.model_copy(update={"root": str(root), "snapshot": None})
     views = choose_views(config.model_copy(update={"data": data}))
     assert [modality for modality, _ in views] == ["histopathology", "oct", "xray"]
@@ -135,10 +143,46 @@ def test_before_takes_the_weights_that_training_started_from(run_dir, small_weig
     page = (run_dir / "report.html").read_text()
     before, after = (re.findall(rf'alt="{side}: error ([^"]*)"', page) for side in ("before", "after"))
     assert before == after
-    assert len(before) == 6
+    assert len(before) == 2
     path.unlink()
     build_report(run_dir, run_dir / "report.html")
     assert "random weights, for those it started from cannot be read" in (run_dir / "report.html").read_text()
+
+
+@pytest.fixture
+def frepa_run(run_dir):
+    """The run as one of Frepa on a hierarchical backbone, whose cells have 32 pixels."""
+    config = load_run_config(run_dir)
+    method = {"name": "frepa", "model": {"backbone": "convnext_twin", "image_size": 64}}
+    changed = RunConfig.model_validate({**config.model_dump(mode="json"), "method": method})
+    (run_dir / "config.yaml").write_text(dump_yaml(changed.model_dump(mode="json")))
+    torch.manual_seed(7)
+    student = METHODS["frepa"].create_student(changed.method)
+    save_file(student.state_dict(), run_dir / "checkpoints" / "step-00000012" / "student.safetensors")
+    return run_dir
+
+
+def test_a_frepa_run_on_a_hierarchical_backbone(frepa_run):
+    build_report(frepa_run, frepa_run / "report.html")
+    text = (frepa_run / "report.html").read_text(encoding="utf-8")
+    assert "convnext_twin, 32-pixel cells, 64-pixel views" in text
+    assert text.count('alt="histogram"') == text.count('alt="frequency"') == 2
+    assert "The 25% of the 32-pixel cells" in text
+    assert "normalized one by one" not in text
+    before, after = (re.findall(rf'alt="{side}: error ([^"]*)"', text) for side in ("before", "after"))
+    assert len(before) == len(after) == 4
+    assert before != after
+
+
+def test_a_frepa_run_is_measured_under_its_own_and_the_common_corruptions(frepa_run):
+    result = run_reconstruct(frepa_run, load_run_config(frepa_run).data.root, num=3, device="cpu")
+    assert [(row.corruption, row.common) for row in result.rows] == [
+        ("histogram", False),
+        ("frequency", False),
+        ("75% of 16-pixel patches hidden", True),
+        ("below 16 cycles removed", True),
+    ]
+    assert not any(row.note for row in result.rows)
 
 
 def test_large_pictures_are_averaged_down():

@@ -135,3 +135,13 @@ def test_the_first_use_may_be_an_evaluation(config):
 def test_scales_that_cannot_be(scales):
     with pytest.raises(ValidationError, match="scale"):
         InputChannelConfig(kind="frangi", scales=scales)
+
+
+@pytest.mark.parametrize("config", KINDS, ids=lambda config: config.kind)
+def test_the_green_channel_alone_counts(config):
+    batch = images()
+    expected = append_input_channel(batch, config)[:, 3]
+    other = batch.clone()
+    other[:, [0, 2]] = images(batch=6)[3:, [0, 2]]
+    assert torch.equal(append_input_channel(other, config)[:, 3], expected)
+    assert not torch.allclose(append_input_channel(batch.roll(1, dims=1), config)[:, 3], expected, atol=0.1)
