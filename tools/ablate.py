@@ -158,13 +158,14 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def format_table(results: dict[str, list[dict[str, float]]]) -> str:
-    """Markdown: a row for each variant, a column for each measure that two of them have.
+    """Markdown: a row for each variant, a column for each measure that two of them have (of one, all).
 
     Args:
         results: by variant, the measures of each seed; the first variant is what others are compared to.
     """
     measures = list(dict.fromkeys(key for seeds in results.values() for key in seeds[0]))
-    measures = [key for key in measures if sum(key in seeds[0] for seeds in results.values()) > 1]
+    least = min(2, len(results))
+    measures = [key for key in measures if sum(key in seeds[0] for seeds in results.values()) >= least]
     reference = next(iter(results))
     head = ["variant", *(part for key in measures for part in (key, f"difference to {reference}"))]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]

@@ -127,8 +127,8 @@ def train_dense(
             flat = torch.cat([part.transpose(0, 1).flatten(1) for part in logits], dim=1)
             return dense_loss(flat[None], torch.cat([part.flatten() for part in masks])[None])
 
-        measured = zip(volumes[:MEASURED], slots, strict=False)
-        standardize_input(body, (volume.images[slot.rows[:1].clip(0)] for volume, slot in measured))
+        measured = ((v.images, slot.rows[0]) for v, slot in zip(volumes[:MEASURED], slots, strict=False))
+        standardize_input(body, (images[rows[None, rows >= 0]] for images, rows in measured))
         run_steps([body, head], loss_of, np.arange(len(volumes)), training, "dense volume head")
     learned = sum(p.numel() for module in (body, head) for p in module.parameters() if p.requires_grad)
     return body, head, _judge(body, head, test_volumes, num_classes, learned)

@@ -105,7 +105,8 @@ def train_classifier(
         logits = head(head.pool(body(inputs, weight > 0), weight), weight.sum(dim=1), members)
         return functional.cross_entropy(logits, torch.from_numpy(y[volumes]).to(device))
 
-    standardize_input(body, (load(volume, slots[volume].rows[:1]) for volume in chosen[:MEASURED].tolist()))
+    measured = ((volume, slots[volume].rows[0]) for volume in chosen[:MEASURED].tolist())
+    standardize_input(body, (load(volume, rows[None, rows >= 0]) for volume, rows in measured))
     run_steps([body, head], loss_of, chosen, config, description)
 
 

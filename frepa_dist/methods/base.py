@@ -7,8 +7,8 @@ cut into ranks and micro-batches in any way:
    and ranks into `pool`, whose row i belongs to slot i.
 2. For each micro-batch `losses`, then backward of `Losses.total` divided by the number of micro-batches. In
    `losses` opponents (discriminators) are frozen: gradients go through them, not into them.
-3. For each opponent and micro-batch `opponent_losses`, then backward through the opponent's own engine. They
-   work on `Losses.outputs`, which carry no gradient.
+3. For each opponent and micro-batch `opponent_losses`, inside the opponent's own engine, then its backward.
+   They work on `Losses.outputs`, which carry no gradient.
 4. `after_step`, once, on all ranks, also when the optimizer skipped the step.
 
 Losses are means over the rows of the micro-batch of terms that see their own row and the pool only, so that
@@ -272,7 +272,8 @@ class Method(ABC):
 
         Args:
             name: of the opponent in `submodules`.
-            nets: `nets[name]` is its engine here, and takes gradients.
+            nets: the weights of `nets[name]` take gradients here. It may be called several times, with inputs
+                that require a gradient too (`adversarial.r1_penalty`).
             outputs: `Losses.outputs` of this micro-batch, without gradient.
             info: where training stands.
 

@@ -43,6 +43,7 @@ from frepa_dist.models.vit_mae import (
     MaskedAutoencoderViT,
     create_vit_mae,
 )
+from frepa_dist.normalization import standardize
 from shards.read.windows import to_unit_range
 
 logger = logging.getLogger(__name__)
@@ -172,10 +173,7 @@ def create_student(config: ReconstructionConfig) -> MaskedAutoencoderViT | Maske
 
 def normalize_images(batch: Batch, config: InputSettings) -> Tensor:
     """Scale the images of a micro-batch to float32 (B, 3, S, S) of the mean and spread of the model."""
-    # channel by channel: constants travel as kernel arguments, and no copy waits for the device
-    images = to_unit_range(batch["image"], batch["window"])
-    channels = zip(images.unbind(1), config.mean, config.std, strict=True)
-    return torch.stack([(channel - mean) / std for channel, mean, std in channels], dim=1)
+    return standardize(to_unit_range(batch["image"], batch["window"]), config.mean, config.std)
 
 
 def reconstruct(student: nn.Module, images: Tensor, batch: Batch, config: ReconstructionConfig) -> MaeOutput:

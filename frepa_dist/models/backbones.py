@@ -153,12 +153,24 @@ class Backbone(nn.Module):
         if self.input_channel is not None:
             images = append_input_channel(images, self.input_channel)
         x = images.to(next(self.trunk.parameters()).dtype)
+        self._match_buffers(x.dtype)
         if ids_keep is not None:
             return self._encode_tokens(x, ids_keep)
         maps: list[Tensor] = self.trunk.forward_intermediates(
             x, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
         )
         return maps[-1]
+
+    def _match_buffers(self, dtype: torch.dtype) -> None:
+        """Bring floating-point buffers to the dtype of the weights.
+
+        DeepSpeed's bf16 engine casts weights and leaves buffers, which SwinV2 adds and multiplies with them.
+        None of them is in the state dict.
+        """
+        for module in self.trunk.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                if buffer.is_floating_point() and buffer.dtype != dtype:
+                    setattr(module, name, buffer.to(dtype))
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that should not decay although they have more than one dimension.

@@ -67,7 +67,8 @@ class SpectralConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H', W')."""
         weight: Tensor = self.norm(self.weight)
-        return self._conv_forward(x, weight, self.bias)
+        output: Tensor = self._conv_forward(x, weight, self.bias)
+        return output
 
 
 class SpectralLinear(nn.Linear):

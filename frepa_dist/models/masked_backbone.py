@@ -4,9 +4,10 @@ Swin, ConvNeXt and ResNets cannot leave tokens out as MAE does. Cells, as large 
 map (32 pixels), are hidden in the image instead, all of it is encoded, a linear head predicts the cells from
 the map, and the loss is that of MAE on the hidden ones. As in SimMIM the head is one layer.
 
-Hidden pixels have the value 0, the mean of normalized images, and not that of a learned token: so the encoder
-is the plain backbone, of which nothing else must be exported, averaged or kept equal between student and
-teacher.
+Hidden pixels have one fixed color, and not that of a learned token: so the encoder is the plain backbone, of
+which nothing else must be exported, averaged or kept equal between student and teacher. The color is not 0,
+the mean of normalized images: a convolution without bias makes 0 of it, and each LayerNorm over channels that
+are all 0 multiplies the gradient by 1 / sqrt(eps), a thousand; a fresh ConvNeXt's came out at 10^9 and more.
 
 What only some cells tell is the encoding of the image in which all others are hidden, averaged over the
 positions of those cells: that is Z of RetMAE for the visible cells, and Z_c for the high-frequency ones.
@@ -31,25 +32,29 @@ from frepa_dist.models.vit_mae import MaeOutput, gather_tokens
 from shards.support.errors import ConfigError
 
 HEAD = "decoder_pred."
+# of normalized images: about one standard deviation off their mean, and of a hue that no grey image has
+HIDDEN = (1.0, -1.0, 1.0)
 
 
 def show_cells(images: Tensor, ids_keep: Tensor, cell_size: int) -> Tensor:
     """Hide all but some cells of normalized images.
 
     Args:
-        images: (B, C, S, S).
+        images: (B, 3, S, S).
         ids_keep: (B, K) row-major indices of the cells that stay.
         cell_size: p.
 
     Returns:
-        (B, C, S, S), 0 in every hidden cell.
+        (B, 3, S, S), the color `HIDDEN` in every hidden cell.
     """
-    B, C, S, _ = images.shape
+    B, _, S, _ = images.shape
     side = S // cell_size
-    shown = images.new_zeros(B, side * side).scatter(1, ids_keep, 1.0).view(B, 1, side, 1, side, 1)
-    cells = images.reshape(B, C, side, cell_size, side, cell_size)
-    # chosen, not multiplied: what is hidden may be anything, infinity too
-    return torch.where(shown > 0, cells, 0.0).reshape(B, C, S, S)
+    shown = images.new_zeros(B, side * side).scatter(1, ids_keep, 1.0).view(B, side, 1, side, 1) > 0
+    cells = images.reshape(B, 3, side, cell_size, side, cell_size).unbind(1)
+    # chosen, not multiplied: what is hidden may be anything, infinity too; channel by channel: constants
+    # travel as kernel arguments, and no copy waits for the device
+    channels = [torch.where(shown, own, color) for own, color in zip(cells, HIDDEN, strict=True)]
+    return torch.stack(channels, dim=1).reshape(B, 3, S, S)
 
 
 def map_tokens(features: Tensor) -> Tensor:

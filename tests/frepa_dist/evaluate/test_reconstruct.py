@@ -62,8 +62,8 @@ def test_errors_are_of_the_hidden_pixels():
     images = noise_images()
     hidden = torch.zeros(2, 1, SIZE, SIZE, dtype=torch.bool)
     hidden[:, :, :16] = True
-    predicted = images + 0.1
-    errors = compare(images, Preview("", images, torch.where(hidden, predicted, images), hidden))
+    predicted = images + torch.where(hidden, 0.1, 0.3)
+    errors = compare(images, Preview("", images, predicted, hidden))
     np.testing.assert_allclose(errors.absolute, 0.1, rtol=1e-4)
     expected = 0.1 / images[:, :, :16].mean(dim=(1, 2, 3))
     np.testing.assert_allclose(errors.relative, expected, rtol=1e-4)
@@ -108,7 +108,7 @@ def test_images_are_scaled_as_training_does():
 def test_common_corruptions_are_those_named_and_keyed_by_image(run_dir, monkeypatch):
     monkeypatch.setitem(METHODS, "mae", Restorer)
     images = noise_images()
-    (patches, is_common), (low, _) = previews_of(run_dir, images)
+    (patches, is_common), (low, _) = previews_of(run_dir, images, student=Times(0.9))
     assert is_common
     assert patches.name == "75% of 16-pixel patches hidden"
     assert low.name == "below 16 cycles removed"
@@ -122,7 +122,7 @@ def test_common_corruptions_are_those_named_and_keyed_by_image(run_dir, monkeypa
     spectra = [torch.fft.fft2(x).abs() for x in (low.predicted, images)]
     for row, column in ((0, 0), (0, 14), (10, 10)):
         assert (spectra[0][..., row, column] < 0.01 * spectra[1][..., row, column]).all()
-    np.testing.assert_allclose(spectra[0][..., 30, 30], spectra[1][..., 30, 30], rtol=1e-3)
+    np.testing.assert_allclose(spectra[0][..., 30, 30], 0.9 * spectra[1][..., 30, 30], rtol=1e-3)
     again = previews_of(run_dir, images[1:], (2,))
     assert torch.equal(again[0][0].hidden, patches.hidden[1:])
 
@@ -154,6 +154,21 @@ def test_the_cut_into_batches_does_not_matter(run_dir, monkeypatch):
     for a, b in zip(whole, cut, strict=True):
         assert a.high_band.mean == pytest.approx(b.high_band.mean, rel=1e-5)
         assert a.relative.deviation == pytest.approx(b.relative.deviation, rel=1e-4)
+
+
+def test_images_without_detail_are_left_out_where_detail_is_measured(run_dir, monkeypatch):
+    monkeypatch.setitem(METHODS, "mae", Restorer)
+    config, settings = load_run_config(run_dir), ReconstructionSettings(num=3, seed=0)
+    noise = (noise_images(2) * 255).byte().numpy()
+    flat = np.full_like(noise[0], 9)
+    with_flat, without = (
+        measure(Times(0.9), config, "oct", [lambda i=i: i for i in pixels], settings)
+        for pixels in ([*noise, flat], noise)
+    )
+    assert with_flat[0].num_images == 3
+    assert with_flat[0].high_band.mean == pytest.approx(without[0].high_band.mean, rel=1e-5)
+    assert with_flat[0].power_kept.deviation == pytest.approx(without[0].power_kept.deviation, rel=1e-3)
+    assert with_flat[0].absolute != without[0].absolute
 
 
 def test_mean_and_deviation():

@@ -227,8 +227,22 @@ def test_the_guard_scales_the_terms_and_its_state_goes_round():
         assert float(plain.metrics[f"{term}/multiplier"]) == 1
         assert float(lowered.metrics[f"{term}/multiplier"]) == 0.25
         torch.testing.assert_close(lowered.terms[term], 0.25 * plain.terms[term])
+        assert float(plain.state[f"{term}.updates"]) == 1
     with pytest.raises(ValueError, match="expected"):
         method.load_state_dict({"other": torch.tensor(1.5)})
+
+
+def test_discriminators_are_given_what_the_student_made_of_which_corruption():
+    config, batch = everything(hmi=None), batch_for()
+    method = create_method(config)
+    outputs = method.losses(build_nets(config), batch, {}, {}, LATE, ThreadComm(1)).outputs
+    clean = clean_images(batch, config.model)
+    draws = SampleDraws(batch["draw_key"], "cpu")
+    kinds = [kind for view in range(2) for kind in corrupt(clean, draws, config.corruption, view=view).kind]
+    assert outputs["kinds"].tolist() == [list(config.corruption.kinds).index(kind) for kind in kinds]
+    assert len(outputs["embedding"]) == 2 * NUM_SAMPLES
+    assert len(outputs["prediction"]) == NUM_SAMPLES
+    assert torch.equal(outputs["target"], clean)
 
 
 def test_discriminators_learn_what_they_are_asked():
@@ -274,7 +288,7 @@ def test_hiding_the_corruption_lowers_the_discriminators_accuracy():
         losses = method.losses(nets, batch, {}, {}, LATE, ThreadComm(1))
         losses.total.backward()
         optimizer.step()
-        terms.append(float(losses.terms["adversarial_embedding"]))
+        terms.append(losses.terms["adversarial_embedding"].item())
     assert terms[-1] < 0.5 * terms[0]
 
 

@@ -91,8 +91,9 @@ def test_the_teacher_of_a_backbone_sees_the_hf_cells_alone(backbone):
     nets, batch, method = build_nets(config), batch_for(config), create_method(config)
     before = method.targets(nets, batch, LATE)["teacher"]
     assert before.shape == (8, nets["student"].width)
-    changed = show_cells(batch["image"].float() + 1, batch["hf_indices"], 32)
-    changed = {**batch, "image": torch.where(changed > 0, batch["image"], 200).to(torch.uint8)}
+    shown = show_cells(torch.full(batch["image"].shape, 9.0), batch["hf_indices"], 32) == 9
+    assert shown.float().mean() == 0.25
+    changed = {**batch, "image": torch.where(shown, batch["image"], 200).to(torch.uint8)}
     assert torch.equal(method.targets(nets, changed, LATE)["teacher"], before)
     other = {**batch, "hf_indices": (batch["hf_indices"] + 1) % 16}
     assert not torch.allclose(method.targets(nets, other, LATE)["teacher"], before, atol=1e-3)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -18,33 +17,11 @@ from frepa_dist.methods.retmae import AuxConfig, RetMaeConfig
 from frepa_dist.methods.terms import scheduled_weight
 from shards.support.errors import ConfigError, DataError
 from shards.support.settings import validate
+from tests.frepa_dist.methods.steps import ThreadComm
 
 MODEL = ModelConfig(size="tiny", image_size=32, patch_size=8)
 LATE = StepInfo(step=90, total_steps=100, seed=7)
 NUM_SAMPLES = 8
-
-
-class ThreadComm:
-    """Ranks as threads: each call waits for the others, as a collective would."""
-
-    def __init__(self, world_size: int) -> None:
-        self._barrier = threading.Barrier(world_size, timeout=60)
-        self._values: dict[int, torch.Tensor] = {}
-
-    def _gather(self, x):
-        self._values[threading.get_ident()] = x.detach().clone()
-        self._barrier.wait()
-        everything = torch.stack(list(self._values.values()))
-        self._barrier.wait()
-        self._values.pop(threading.get_ident())
-        self._barrier.wait()
-        return everything
-
-    def any(self, flag):
-        return self._gather(flag).any()
-
-    def mean(self, x):
-        return self._gather(x).mean(0)
 
 
 def whole_batch():

@@ -11,6 +11,7 @@ from frepa_dist.losses import masked_patch_loss
 from frepa_dist.masking import random_masking
 from frepa_dist.models.backbones import Backbone
 from frepa_dist.models.masked_backbone import (
+    HIDDEN,
     CellEncoder,
     MaskedBackbone,
     check_maskable,
@@ -43,7 +44,7 @@ def test_cells_are_shown_one_by_one():
         for cell in range(CELLS):
             top, left = cell // 4 * 32, cell % 4 * 32
             place = (slice(None), slice(top, top + 32), slice(left, left + 32))
-            expected = full[place] if cell in keep else torch.zeros(3, 32, 32)
+            expected = full[place] if cell in keep else torch.tensor(HIDDEN).view(3, 1, 1).expand(3, 32, 32)
             assert torch.equal(image[place], expected), cell
     images[0, :, 127, 127] = torch.inf
     assert torch.equal(show_cells(images, ids, 32)[0], shown[0])
@@ -87,6 +88,25 @@ def test_every_parameter_learns(name):
     (output.loss + output.pooled.square().mean()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert model.decoder_pred.weight.grad.any()
+    # hidden cells whose features were all 0 would multiply it by a thousand in each LayerNorm
+    assert torch.stack([p.grad.norm() for p in model.parameters()]).norm() < 10
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_in_bf16_beside_buffers_in_fp32(name):
+    """As a DeepSpeed engine keeps them."""
+    model = create(name)
+    buffers = {key: value.clone() for key, value in model.named_buffers()}
+    images, noise = inputs()
+    with torch.no_grad():
+        full = model(images, noise)
+        model.bfloat16()
+        for key, value in model.named_buffers():
+            value.data = buffers[key]
+        half = model(images, noise)
+    assert half.latent.dtype == torch.bfloat16
+    assert half.loss.dtype == half.pooled.dtype == torch.float32
+    assert abs(float(half.loss - full.loss)) < 0.02 * float(full.loss)
 
 
 def test_the_teacher_is_the_encoder_and_sees_its_cells_alone():

@@ -2,8 +2,8 @@ from itertools import pairwise
 
 import pytest
 
-from frepa_dist.config import TrainConfig
-from frepa_dist.train.schedule import learning_rate, peak_learning_rate
+from frepa_dist.config import OpponentConfig, TrainConfig
+from frepa_dist.train.schedule import learning_rate, opponent_learning_rate, peak_learning_rate
 
 CONFIG = TrainConfig(
     global_batch_size=512, micro_batch_size=64, steps=100, base_learning_rate=1e-3, warmup_fraction=0.1
@@ -32,3 +32,11 @@ def test_the_cosine_falls_to_the_floor():
 def test_without_warm_up_it_starts_at_the_peak():
     config = CONFIG.model_copy(update={"warmup_fraction": 0.0})
     assert learning_rate(config, 0, 100) == pytest.approx(2e-3)
+
+
+def test_opponents_follow_the_shape_with_a_peak_of_their_own():
+    config = CONFIG.model_copy(update={"opponent": OpponentConfig(learning_rate=3e-4)})
+    for step in (0, 5, 10, 50, 99):
+        share = learning_rate(config, step, 100) / peak_learning_rate(config)
+        assert opponent_learning_rate(config, step, 100) == pytest.approx(3e-4 * share)
+    assert opponent_learning_rate(config, 10, 100) == pytest.approx(3e-4)
