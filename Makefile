@@ -39,7 +39,13 @@ bench: setup
 	$(BIN)/python tools/bench_build.py
 	$(BIN)/python tools/bench_order.py
 	$(BIN)/python tools/bench_loader.py
+	$(BIN)/python tools/bench_plan.py
+	$(BIN)/python tools/bench_s3.py
 	$(BIN)/python tools/bench_step.py
+	$(BIN)/python tools/bench_corruption.py
+	$(BIN)/python tools/bench_losses.py
+	$(BIN)/python tools/bench_backbones.py
+	$(BIN)/python tools/bench_volume.py
 
 soak: setup
 	FREPA_SOAK_REPEATS=$(SOAK_REPEATS) $(BIN)/python -m pytest -m soak

@@ -97,8 +97,6 @@ def launch_training(
     outcome = run_dir / OUTCOME
     before = outcome.stat().st_mtime_ns if outcome.is_file() else None
     environment = dict(os.environ)
-    # DeepSpeed's kernels for CPU ranks are compiled by ninja, which lies beside this interpreter
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     visible = environment.get("CUDA_VISIBLE_DEVICES", "")
     if not torch.cuda.is_available():
         environment.setdefault("DS_ACCELERATOR", "cpu")

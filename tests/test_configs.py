@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,8 +53,7 @@ def world() -> Iterator[World]:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(free_port()),
             "DS_ACCELERATOR": "cpu",
-            # the ninja of the launcher: another one would compile DeepSpeed's operator anew, and so in turn
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "PATH": os.environ["PATH"],  # process_group changes it
         }.items():
             patch.setenv(name, value)
         patch.setattr(torch.cuda, "is_available", lambda: False)

@@ -55,19 +55,6 @@ def _place(is_there: NDArray[np.bool_], disc: NDArray[np.float64]) -> NDArray[np
     return np.stack([np.kron(one.reshape(4, 4), disc) for one in is_there])
 
 
-def shuffled_stack(
-    slices: Bytes, first: int, seed: int, *, is_swapped: bool, num: int = 8, apart: int = 3
-) -> Bytes:
-    """`num` neighboring slices from `first` on, two of them (`apart` or more apart) in each other's place."""
-    rng = np.random.default_rng([seed, first])
-    order = np.arange(num)
-    if is_swapped:
-        one = int(rng.integers(num - apart))
-        other = int(rng.integers(one + apart, num))
-        order[[one, other]] = order[[other, one]]
-    return slices[first + order]
-
-
 def write_nifti(path: Path, slices: NDArray[np.generic]) -> None:
     """Write (F, H, W) so that its axial slices are shown as they are given."""
     import nibabel

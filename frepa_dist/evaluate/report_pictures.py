@@ -166,26 +166,25 @@ def add_error_table(page: Page, rows: Sequence[Row]) -> None:
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.modality, row.corruption), []).append(row)
-    sides = [("before", "after"), ("error", "error of detail", "power of detail")]
+
+    def change(members: Sequence[Row], field: str) -> str:
+        before, after = (
+            fmean(getattr(side, field) for side in sides)
+            for sides in ([row.before for row in members], [row.after for row in members])
+        )
+        return f"{before:.3f} → {after:.3f}"
+
+    fields = {"error": "error", "error of detail": "high_band", "power of detail": "power_kept"}
     page.table(
-        ["modality", "hidden", "images", *(f"{what}, {side}" for what in sides[1] for side in sides[0])],
+        ["modality", "hidden", "images", *fields],
         [
-            (
-                modality,
-                corruption,
-                len(members),
-                *(
-                    fmean(getattr(getattr(row, side), field) for row in members)
-                    for field in ("error", "high_band", "power_kept")
-                    for side in sides[0]
-                ),
-            )
+            (modality, corruption, len(members), *(change(members, field) for field in fields.values()))
             for (modality, corruption), members in groups.items()
         ],
     )
     page.text(
-        "Means over the images above, which are few and may have been trained on: `frepa evaluate "
-        "reconstruct` measures on others."
+        "Before → after training, means over the images above, which are few and may have been trained on; "
+        "frepa evaluate reconstruct measures on others."
     )
 
 

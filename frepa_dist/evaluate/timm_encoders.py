@@ -111,7 +111,7 @@ def _timm_map(model: Any, is_vit: bool) -> Callable[[Tensor], Tensor] | None:
         features: Tensor = model.forward_intermediates(
             images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
         )[-1]
-        return features if last is None else last(features)  # type: ignore[no-any-return]
+        return features if last is None else last(features)
 
     return run
 

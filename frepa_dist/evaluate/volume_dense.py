@@ -5,7 +5,7 @@ Shapes: N slices of a volume, n windows of F places, S side of a slice, D width,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,7 @@ def train_dense(
     settings: VolumeSettings | None = None,
     training: VolumeTraining | None = None,
     train_encoder: bool = False,
+    head_width: int = 64,
     device: str | torch.device = "cpu",
 ) -> tuple[VolumeEncoder, DenseHead, DenseResult]:
     """Train a dense head by cross-entropy and soft Dice, and judge it.
@@ -97,6 +98,7 @@ def train_dense(
         settings: of the volume encoder.
         training: how.
         train_encoder: whether the 2D encoder learns too.
+        head_width: channels of the head's first layer.
         device: where.
 
     Returns:
@@ -113,19 +115,22 @@ def train_dense(
     slots = [volume.slots(settings) for volume in volumes]
     with seeded(training.seed, where):
         body = VolumeEncoder(encoder, width, settings, train_encoder=train_encoder).to(where)
-        head = DenseHead(width, num_classes, stride).to(where)
+        head = DenseHead(width, num_classes, stride, head_width=head_width).to(where)
 
         def loss_of(chosen: Int64, rng: np.random.Generator) -> Tensor:
+            taken = [
+                _take(volumes[number], draw_windows(slots[number], training.max_windows, rng).rows, where)
+                for number in chosen.tolist()
+            ]
             logits, masks = [], []
-            for number in chosen.tolist():
-                rows = draw_windows(slots[number], training.max_windows, rng).rows
-                images, mask, is_there = _take(volumes[number], rows, where)
+            for parts in _alike(taken):  # volumes of one size go through together
+                images, mask, is_there = (torch.cat(column) for column in zip(*parts, strict=True))
                 maps = body(images, is_there)[is_there]
                 logits.append(head(maps, (mask.shape[-2], mask.shape[-1])).flatten(2))
-                masks.append(mask[is_there].flatten(1))
+                masks.append(mask[is_there].flatten())
             # pixels in one row, since volumes may differ in size
             flat = torch.cat([part.transpose(0, 1).flatten(1) for part in logits], dim=1)
-            return dense_loss(flat[None], torch.cat([part.flatten() for part in masks])[None])
+            return dense_loss(flat[None], torch.cat(masks)[None])
 
         measured = ((v.images, slot.rows[0]) for v, slot in zip(volumes[:MEASURED], slots, strict=False))
         standardize_input(body, (images[rows[None, rows >= 0]] for images, rows in measured))
@@ -188,6 +193,16 @@ def _take(volume: DenseVolume, rows: Int64, device: torch.device) -> tuple[Tenso
     places = torch.from_numpy(np.maximum(rows, 0))
     images, masks = volume.images[places].to(device), volume.masks[places].to(device)
     return images, masks, torch.from_numpy(rows >= 0).to(device)
+
+
+def _alike(
+    taken: Sequence[tuple[Tensor, Tensor, Tensor]],
+) -> Iterable[Sequence[tuple[Tensor, Tensor, Tensor]]]:
+    """Group what volumes gave by the size of the slices."""
+    groups: dict[tuple[int, ...], list[tuple[Tensor, Tensor, Tensor]]] = {}
+    for part in taken:
+        groups.setdefault(tuple(part[0].shape[2:]), []).append(part)
+    return groups.values()
 
 
 def _check(volume: DenseVolume, num_classes: int) -> None:

@@ -115,11 +115,13 @@ def standardize_input(body: Body, windows: Iterable[Tensor]) -> None:
     """Standardize what the transformer sees by some training windows, each (1, F, ...)."""
     device = next(body.parameters()).device
     body.eval()
-    flat = (window.flatten(0, 1).to(device) for window in windows)
-    if isinstance(body, VolumeEncoder):
-        body.mixer.standardize_by(torch.cat([body.encode_slices(images) for images in flat]))
-    else:
-        body.standardize_by(torch.cat(list(flat)))
+    values = []
+    for window in windows:
+        found = window.flatten(0, 1).to(device)
+        maps = body.encode_slices(found) if isinstance(body, VolumeEncoder) else found
+        values.append(maps.transpose(0, 1).flatten(1))
+    mixer = body.mixer if isinstance(body, VolumeEncoder) else body
+    mixer.standardize_by(torch.cat(values, dim=1))
 
 
 def run_steps(

@@ -109,13 +109,13 @@ class SliceMixer(nn.Module):
         nn.init.zeros_(self.project.weight)  # at first the maps pass as they are
 
     @torch.no_grad()
-    def standardize_by(self, maps: Tensor) -> None:
-        """Take mean and spread of each channel from some maps (n, D, h, w) of the training part.
+    def standardize_by(self, values: Tensor) -> None:
+        """Take mean and spread of each channel from values (D, n) at places of training maps.
 
         What all slices have in common is the larger part of most encoders' maps, and would drown what tells
         them apart. Only what the transformer sees is standardized, not what it is added to.
         """
-        std, mean = torch.std_mean(maps.float(), dim=(0, 2, 3))
+        std, mean = torch.std_mean(values.float(), dim=1)
         self.mean.copy_(mean)
         self.std.copy_(torch.where(std > 0, std, 1))
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -91,6 +93,9 @@ def process_group() -> Iterator[World]:
         device, backend = torch.device("cuda", local_rank), "nccl"
     else:
         device, backend = torch.device("cpu"), "gloo"
+        # DeepSpeed's operator for CPU ranks is compiled by the ninja found first: always the one beside this
+        # interpreter, since another version would compile it anew, and so in turn
+        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         # ranks of one node share its cores; more threads than cores slow every one of them down
         local_size = int(os.environ.get("LOCAL_SIZE", "1"))
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))

@@ -85,7 +85,7 @@ def test_a_method_of_several_corruptions_is_shown_with_its_notes(run_dir, monkey
     assert text.count("<p>a remark</p>") == 1
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", text)
     assert cells[cells.index("dark") + 1] == "2"
-    assert cells[cells.index("dark") + 4 : cells.index("dark") + 6] == ["0.75", "0.25"]
+    assert cells[cells.index("dark") + 3] == "0.750 → 0.250"
 
 
 def test_a_method_without_previews_says_so(run_dir, monkeypatch):

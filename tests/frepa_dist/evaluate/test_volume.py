@@ -205,16 +205,18 @@ def test_accuracy_counts_the_likeliest_class():
 
 @pytest.mark.parametrize("options", [(), ("--train-encoder",)])
 def test_the_command(tmp_path, options):
+    source = tmp_path / "source"
+    source.mkdir()
     rows = []
     for number in range(8):
         slices = moving_bead(number, to_the_right=number % 2 == 0, num=6)
-        write_nifti(tmp_path / f"{number}.nii", slices.astype(np.int16) * 8 - 1000)
+        write_nifti(source / f"{number}.nii", slices.astype(np.int16) * 8 - 1000)
         rows.append(
             {"filename": f"{number}.nii", "way": "rl"[number % 2], "patient": f"p{number // 2}x{number % 2}"}
         )
-    labels = write_labels(tmp_path, rows)
+    labels = write_labels(source, rows)
     config = BuildConfig(modality="ct", size=32, min_side=32, labels=labels, label_columns=("way",), jobs=1)
-    build_dataset([tmp_path], tmp_path / "root", config)
+    build_dataset([source], tmp_path / "root", config)
     out = tmp_path / "results" / "volume.json"
     small = [f"--head={item}" for item in ("width=16", "depth=2", "num_heads=2", "num_slices=4", "overlap=2")]
     arguments = ["random:vit_pico", str(tmp_path / "root"), "--label-column", "way", "--window", "full"]
@@ -241,4 +243,4 @@ def test_the_command_refuses_unknown_settings_and_datasets_without_volumes(tmp_p
 
 
 def test_windows_of_the_command_are_all_there_are():
-    assert WINDOWS == tuple(CT_WINDOWS)
+    assert tuple(CT_WINDOWS) == WINDOWS

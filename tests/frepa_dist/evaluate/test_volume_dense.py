@@ -39,11 +39,13 @@ def test_a_blob_is_marked_where_the_next_slice_has_it_too():
 
 def test_a_2d_head_marks_what_it_cannot_know_and_the_volume_encoder_knows():
     train, test = [blobs(seed) for seed in range(48)], [blobs(1000 + seed) for seed in range(12)]
-    training = VolumeTraining(epochs=20, learning_rate=2e-3)
+    training = VolumeTraining(epochs=24, learning_rate=2e-3)
     dice = {}
     for between in (True, False):
         settings = SETTINGS.model_copy(update={"between": between})
-        _, _, result = train_dense(create_stub(), 16, 8, train, test, 2, settings=settings, training=training)
+        _, _, result = train_dense(
+            create_stub(), 16, 8, train, test, 2, settings=settings, training=training, head_width=16
+        )
         (dice[between],) = result.dice
         assert len(result.dice_by_volume) == 12
     assert dice[True] > 0.9
