@@ -1,6 +1,6 @@
 """What the volume encoder can and costs.
 
-    python tools/bench_volume.py tasks                     synthetic tasks that need several slices, three seeds
+    python tools/bench_volume.py tasks                     synthetic tasks that need several slices
     python tools/bench_volume.py memory                    peak memory and seconds against `slice_chunk`
     python tools/bench_volume.py real FOLDER [ENCODER ...] a self-made task on the slices of one real volume
 
