@@ -292,3 +292,17 @@ def test_what_is_refused():
     ):
         with pytest.raises(ConfigError, match=words):
             validate(VolumeSettings, {**SMALL, **changes}, where="model")
+
+
+def test_what_the_transformer_sees_is_standardized_and_what_passes_is_not():
+    torch.manual_seed(0)
+    mixer = SliceMixer(12, VolumeSettings(**SMALL))
+    maps = 50 + 0.01 * torch.randn(2, 5, 12, 4, 4)
+    mixer.standardize_by(maps.transpose(0, 2).flatten(1))
+    seen = []
+    mixer.embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    assert torch.equal(mixer(maps), maps)
+    assert seen[0].mean(dim=(0, 2, 3)).abs().max() < 0.05
+    assert (seen[0].std(dim=(0, 2, 3)) - 1).abs().max() < 0.05
+    mixer.standardize_by(torch.ones(12, 9))  # no spread, no division by zero
+    assert mixer(maps).isfinite().all()
