@@ -1,5 +1,6 @@
 """What the volume encoder can and costs.
 
+    python tools/bench_volume.py                           both of the next two
     python tools/bench_volume.py tasks                     synthetic tasks that need several slices
     python tools/bench_volume.py memory                    peak memory and seconds against `slice_chunk`
     python tools/bench_volume.py real FOLDER [ENCODER ...] a self-made task on the slices of one real volume
@@ -227,17 +228,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["tasks", "memory", "real", "child"])
+    parser.add_argument("what", nargs="?", choices=["all", "tasks", "memory", "real", "child"], default="all")
     parser.add_argument("arguments", nargs="*")
     given = parser.parse_args()
-    if given.what == "tasks":
+    if given.what in ("all", "tasks"):
         bench_tasks()
-    elif given.what == "memory":
+    if given.what in ("all", "memory"):
         bench_memory(given.arguments[0] if given.arguments else "vit_tiny")
-    elif given.what == "child":
+    if given.what == "child":
         backbone, kind, chunk = given.arguments
         measure_memory(backbone, kind, int(chunk))
-    else:
+    if given.what == "real":
         encoders = given.arguments[1:] or ["random:convnext_twin", "random:vit_pico"]
         bench_real(Path(given.arguments[0]), encoders)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from shards.dataset import load_snapshot
 from shards.read.reader import ShardReader
-from shards.read.volume_rows import shared_labels
+from shards.read.volume_rows import SLICES_SCHEMA, shared_labels, split_by_volume
 from shards.read.volumes import Volume, list_volumes, read_volume, volume_table, volume_window
 from shards.read.windows import CT_WINDOWS, REFERENCE_WINDOW, to_unit_range
 from shards.support.errors import ConfigError, DataError
@@ -178,6 +180,25 @@ def test_one_modality_and_what_is_not_there(tmp_path):
     assert open_all(tmp_path / "other")[0] == []
 
 
+def slice_rows(volumes: list[str], slices: list[int]) -> pa.Table:
+    num = len(slices)
+    columns = {"volume": volumes, "slice": slices, "labels": ["{}"] * num, "patient": [None] * num}
+    columns |= {"shard": [0] * num, "row": list(range(num)), "link": [None] * num}
+    return pa.Table.from_pydict(columns, schema=SLICES_SCHEMA)
+
+
+def test_slices_are_put_in_order_wherever_a_later_build_has_put_them():
+    table = slice_rows(["b", "a", "b", "a", "b", "a"], [4, 7, 0, 2, 3, 5])
+    parts = {table["volume"][int(part[0])].as_py(): part.tolist() for part in split_by_volume(table)}
+    assert parts == {"a": [3, 5, 1], "b": [2, 4, 0]}
+    assert split_by_volume(table.slice(0, 0)) == []
+
+
+def test_a_number_that_is_given_twice_is_an_error():
+    with pytest.raises(DataError, match="two samples are slice 7 of volume a"):
+        split_by_volume(slice_rows(["a", "b", "a"], [7, 7, 7]))
+
+
 def test_windows_of_ct_and_of_bytes():
     assert volume_window(np.dtype(np.uint8), "lung") == (0.0, 255.0)
     level, width = CT_WINDOWS["lung"]
@@ -186,10 +207,6 @@ def test_windows_of_ct_and_of_bytes():
 
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), st.sampled_from("xy")), min_size=1))
 def test_labels_are_shared_only_where_all_slices_agree(labels):
-    import json
-
-    import pyarrow as pa
-
     same, varying = shared_labels(pa.chunked_array([[json.dumps(one) for one in labels]]))
     for name in "abc":
         values = {one.get(name) for one in labels}
