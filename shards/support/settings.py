@@ -6,6 +6,7 @@ rules read them as a string, false and eight.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -109,8 +110,9 @@ def find_config(name: str | Path) -> Path:
     for candidate in (shipped / path, shipped / path.with_suffix(".yaml")):
         if candidate.is_file():
             return candidate
-    names = sorted(str(p.relative_to(shipped)) for p in shipped.rglob("*.yaml"))
-    raise ConfigError("no such config file", where=name, allowed=f"a path, or one of {', '.join(names)}")
+    names = sorted(p.relative_to(shipped).as_posix() for p in shipped.rglob("*.yaml"))
+    close = difflib.get_close_matches(path.with_suffix(".yaml").as_posix(), names, n=4, cutoff=0.5) or names
+    raise ConfigError("no such config file", where=name, allowed=f"a path, or one of {', '.join(close)}")
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
