@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from cluster.doctor_cli import doctor
 from cluster.evaluate_cli import evaluate_group
 from cluster.model_cli import MODEL_COMMANDS
 from cluster.options import FOLDER, F, set_option
@@ -46,6 +47,7 @@ def cli(debug: bool) -> None:
 cli.add_command(shards_group)
 evaluate_group.add_command(evaluate_volume)
 cli.add_command(evaluate_group)
+cli.add_command(doctor)
 for model_command in MODEL_COMMANDS:
     cli.add_command(model_command)
 

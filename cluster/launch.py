@@ -49,16 +49,22 @@ def default_num_ranks() -> int:
 
 
 def deepspeed_command(
-    arguments: Sequence[str], num_ranks: int, master_port: int, visible_devices: str = ""
+    arguments: Sequence[str],
+    num_ranks: int,
+    master_port: int,
+    visible_devices: str = "",
+    *,
+    module: str = "frepa_dist.train",
 ) -> list[str]:
     """The launcher's command line for ranks on this machine.
 
     Args:
-        arguments: of `frepa_dist.train`.
+        arguments: of the module.
         num_ranks: processes.
         master_port: where they meet.
         visible_devices: CUDA_VISIBLE_DEVICES, empty where it is not set. Given a number of devices, the
             launcher would drop the variable and take the first ones of the machine.
+        module: what every rank runs.
     """
     launcher = Path(sys.executable).with_name("deepspeed")
     devices = visible_devices.split(",")[:num_ranks]
@@ -69,7 +75,7 @@ def deepspeed_command(
     return [
         *(sys.executable, str(launcher), "--quiet", *place),
         *("--master_addr", "127.0.0.1", "--master_port", str(master_port)),
-        *("--module", "frepa_dist.train", *arguments),
+        *("--module", module, *arguments),
     ]
 
 
