@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench_step import write_images
+from bench_train import write_images
 
 CONFIGS = {"mae": "frepa/mae_vit_b_17m", "frepa": "frepa/vit_b_17m"}
 MODES = {

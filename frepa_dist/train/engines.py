@@ -69,6 +69,17 @@ class World:
         return self.rank == 0
 
 
+def _keep_operators() -> None:
+    """Have DeepSpeed's operator for CPU ranks compiled once for each environment, which takes a minute.
+
+    It is compiled anew by another version of ninja than the last time, and for the headers of another
+    environment: so always the ninja beside this interpreter, and a folder of a virtual environment's own.
+    """
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
+        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "share" / "torch_extensions"))
+
+
 @contextlib.contextmanager
 def process_group() -> Iterator[World]:
     """Join the process group the launcher describes in the environment; leave it when all went well.
@@ -93,9 +104,7 @@ def process_group() -> Iterator[World]:
         device, backend = torch.device("cuda", local_rank), "nccl"
     else:
         device, backend = torch.device("cpu"), "gloo"
-        # DeepSpeed's operator for CPU ranks is compiled by the ninja found first: always the one beside this
-        # interpreter, since another version would compile it anew, and so in turn
-        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        _keep_operators()
         # ranks of one node share its cores; more threads than cores slow every one of them down
         local_size = int(os.environ.get("LOCAL_SIZE", "1"))
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
