@@ -101,6 +101,11 @@ class TrainConfig(Settings):
         compile: run the student through torch.compile; the first steps take longer.
         checkpoint_every: steps between checkpoints; the last step always makes one.
         keep_checkpoints: how many of the newest are kept.
+        keep_every: checkpoints of steps that are multiples of this are kept as well.
+        keep_best: the checkpoint with the smallest value of this logged metric is kept as well; with a minus
+            before its name (`-teacher/agreement`) the largest. Values are means since the log line before.
+        checkpoint_failures: so many checkpoints in a row that cannot be written (disk full) end the run; with
+            fewer it goes on, and says so.
         metrics_port: rank r serves Prometheus metrics on this port + r of 127.0.0.1; None serves none.
         deepspeed: more of DeepSpeed's configuration for the student's engine, passed through.
     """
@@ -125,6 +130,9 @@ class TrainConfig(Settings):
     log_every: int = Field(10, ge=1)
     checkpoint_every: int = Field(500, ge=1)
     keep_checkpoints: int = Field(3, ge=1)
+    keep_every: int | None = Field(None, ge=1)
+    keep_best: str | None = None
+    checkpoint_failures: int = Field(3, ge=1)
     metrics_port: int | None = Field(None, ge=1024, le=65535)
     deepspeed: dict[str, Any] = Field(default_factory=dict)
 

@@ -14,14 +14,14 @@ import sys
 import traceback
 from pathlib import Path
 
-# before torch is imported: DeepSpeed reads checkpoints with weights_only=False unless this is set
+# before torch is imported: nothing here reads a pickle, and DeepSpeed (weights_only=False) is not to either
 os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
 
 import torch.distributed as dist
 
 from frepa_dist.config import RunConfig
 from frepa_dist.runs import CONFIG, ENVIRONMENT, LOCK, OUTCOME, check_unused, load_run_config
-from frepa_dist.train.checkpoint import allow_checkpoint_classes, newest_intact
+from frepa_dist.train.checkpoint import newest_intact
 from frepa_dist.train.engines import World, process_group
 from frepa_dist.train.loop import Trainer
 from frepa_dist.train.records import append_event, describe_environment, write_outcome
@@ -124,7 +124,6 @@ def main(arguments: list[str] | None = None) -> int:
         may wait for this rank, and the launcher ends them when it is gone.
     """
     start = Start(parse_arguments(sys.argv[1:] if arguments is None else arguments))
-    allow_checkpoint_classes()
     try:
         with process_group() as world:
             start.run(world)

@@ -14,7 +14,7 @@ from frepa_dist.config import RunConfig
 from frepa_dist.methods.base import StepInfo
 from frepa_dist.methods.registry import create_method
 from frepa_dist.runs import METRICS
-from frepa_dist.train.checkpoint import load_checkpoint, save_checkpoint
+from frepa_dist.train.checkpoint import Checkpoints, load_checkpoint
 from frepa_dist.train.engines import World
 from frepa_dist.train.records import Averages, PhaseTimer, append_event, append_line, truncate_metrics
 from frepa_dist.train.schedule import learning_rate, opponent_learning_rate
@@ -22,7 +22,7 @@ from frepa_dist.train.step import Batch, Stepper
 from frepa_dist.train.submodules import Submodules
 from shards.read.order import check_batch_sizes
 from shards.read.stream import MicroBatch, SampleStream
-from shards.support.errors import ConfigError, DivergedError
+from shards.support.errors import DivergedError
 from shards.support.progress import Progress
 from shards.support.telemetry import Telemetry
 
@@ -52,15 +52,18 @@ class Trainer:
         self.timer, self.averages = PhaseTimer(), Averages()
         self.stepper = Stepper(self.method, self.submodules, world, self.timer, self.averages)
         self._logged_at, self._logged_step = time.perf_counter(), 0
+        self._last_record: dict[str, Any] = {}
+        self.checkpoints = Checkpoints(
+            config, run_dir, self.submodules, world, snapshot=self.stream.snapshot.hash
+        )
 
     def _steps_of(self, epochs: int) -> int:
         return sum(self.stream.num_batches(epoch) for epoch in range(epochs))
 
     def resume(self, checkpoint: Path) -> None:
         """Go back to a checkpoint: weights, optimizers, schedules, random state, place in the data."""
-        state = load_checkpoint(checkpoint, self.submodules, self.world)
-        if state["snapshot"] != self.stream.snapshot.hash:
-            raise ConfigError("the checkpoint was trained on another snapshot", where=checkpoint)
+        snapshot = self.stream.snapshot.hash
+        state = load_checkpoint(checkpoint, self.submodules, self.world, self.config, snapshot)
         self.method.load_state_dict(state["method"])
         self.step, self.epoch = state["step"], state["epoch"]
         self.batches_applied = state["batches_applied"]
@@ -82,6 +85,7 @@ class Trainer:
             while self.step < self.total_steps:
                 self._run_epoch(progress)
                 self.epoch, self.batches_applied = self.epoch + 1, 0
+        self.checkpoints.finish()
 
     def _run_epoch(self, progress: Progress) -> None:
         train = self.config.train
@@ -147,22 +151,18 @@ class Trainer:
             record["lr/opponent"] = opponent_learning_rate(self.config.train, self.step - 1, self.total_steps)
         for name, teacher in self.submodules.teachers.items():
             record[f"{name}/distance"] = float(teacher.distance())
+        self._last_record = record
         if self.world.is_main:
             append_line(self.run_dir / METRICS, record)
         self.telemetry.set_step(record)
         return f"loss {record['loss']:.4f}, {record['samples_per_second']:.1f} images/s"
 
     def save(self) -> None:
-        """Write a checkpoint; all ranks must call it."""
+        """Take a checkpoint, which is written while training goes on; all ranks must call it."""
         state = {
             "step": self.step,
             "epoch": self.epoch,
             "batches_applied": self.batches_applied,
-            "world_size": self.world.size,
-            "snapshot": self.stream.snapshot.hash,
             "method": self.method.state_dict(),
         }
-        keep = self.config.train.keep_checkpoints
-        save_checkpoint(self.run_dir, self.step, self.submodules, state, self.world, keep)
-        if self.world.is_main:
-            append_event(self.run_dir, "checkpoint", step=self.step)
+        self.checkpoints.save(self.step, state, self._last_record)
