@@ -196,7 +196,9 @@ def attempt(action: Callable[[], Any]) -> Report:
     """Do something and say how it went, for ranks must go on to where they agree."""
     try:
         result = action()
-    except (EnvironmentFault, OSError) as error:
+    except EnvironmentFault as error:
+        return Report("disk", f"{error.where}: {error.what}")
+    except OSError as error:
         return Report("disk", str(error))
     except DivergedError as error:
         return Report("diverged", error.what)
