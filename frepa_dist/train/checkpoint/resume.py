@@ -134,7 +134,7 @@ def load_checkpoint(
     machine too, the run goes on bit for bit as if it had not stopped.
 
     Args:
-        folder: the checkpoint; newer ones of the run are removed.
+        folder: the checkpoint; where it is of this run, newer ones are removed.
         submodules: the networks to bring there.
         world: this rank among the others.
         config: of the run as it goes on.
@@ -152,7 +152,7 @@ def load_checkpoint(
         _restore_random_state(reader, stored, world)
     dist.barrier()  # everyone has read before rank 0 removes, and then writes
     if world.is_main:
-        _report(folder, stored, allowed, world)
+        _report(folder, config.output, stored, allowed, world)
     return state
 
 
@@ -176,10 +176,11 @@ def _restore_random_state(reader: TensorReader, stored: Mapping[str, Any], world
         torch.cuda.set_rng_state(cuda, world.device)
 
 
-def _report(folder: Path, stored: Mapping[str, Any], allowed: list[str], world: World) -> None:
-    """Write down what is not as it was."""
-    run_dir = folder.parent.parent
-    removed = remove_newer(folder)
+def _report(
+    folder: Path, run_dir: Path, stored: Mapping[str, Any], allowed: list[str], world: World
+) -> None:
+    """Write down what is not as it was, and undo what came after a checkpoint of this run."""
+    removed = remove_newer(folder) if folder.parent.parent.samefile(run_dir) else []
     if removed:
         append_event(run_dir, "checkpoints_removed", back_to=folder.name, removed=removed)
     environment = changed_settings(stored["environment"], describe_environment(world))

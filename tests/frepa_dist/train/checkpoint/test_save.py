@@ -80,8 +80,9 @@ def test_two_ranks_then_one_then_two_learn_as_two_do(folder, small_dataset):
     whole, moved = read_metrics(folder / "whole"), read_metrics(folder / "moved")
     assert [record["step"] for record in moved] == [1, 2, 3, 4, 5, 6]
     for ours, theirs in zip(moved, whole, strict=True):
-        for name in ("loss", "loss/rec", "loss/hmi", "teacher/distance", "mi/estimate"):
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), (name, ours["step"])
+        assert "loss/hmi" in theirs or theirs["step"] == 1
+        for name in {"loss", "loss/rec", "loss/hmi", "teacher/distance", "mi/estimate"} & theirs.keys():
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6), (name, ours["step"])
     assert moved[2]["loss"] != moved[1]["loss"]
     weights, expected = (
         load_file(find_checkpoint(folder / name) / "student.safetensors") for name in ("moved", "whole")
