@@ -103,7 +103,8 @@ def save_checkpoint(
     final = run_dir / CHECKPOINTS / checkpoint_name(step)
     partial = final.with_name(f"partial-{final.name}")
     weights = _full_weights(submodules.student)
-    _check_finite(weights, submodules, final)
+    own = submodules.state_dict()
+    _check_finite(weights, own, submodules, final)
     with _writing(final):
         if world.is_main:
             shutil.rmtree(partial, ignore_errors=True)
@@ -116,7 +117,7 @@ def save_checkpoint(
             random_state["cuda"] = torch.cuda.get_rng_state(world.device)
         torch.save(random_state, partial / random_state_name(world.rank))
         if world.is_main:
-            torch.save({**state, "submodules": submodules.state_dict()}, partial / "state.pt")
+            torch.save({**state, "submodules": own}, partial / "state.pt")
             save_file(weights, partial / STUDENT_WEIGHTS, metadata={"step": str(step)})
         dist.barrier()
         if world.is_main:
@@ -130,12 +131,14 @@ def random_state_name(rank: int) -> str:
     return f"rank-{rank}.pt"
 
 
-def _check_finite(student: Mapping[str, torch.Tensor], submodules: Submodules, where: Path) -> None:
+def _check_finite(
+    student: Mapping[str, torch.Tensor], own: Mapping[str, Any], submodules: Submodules, where: Path
+) -> None:
     """All ranks hold the same weights here, so all of them raise or none."""
     networks = {
         "student": student,
         **{name: opponent.module.state_dict() for name, opponent in submodules.opponents.items()},
-        **{name: teacher.module.state_dict() for name, teacher in submodules.teachers.items()},
+        **own["teachers"],
         **{name: plain.module.state_dict() for name, plain in submodules.plain.items()},
     }
     for name, state in networks.items():
