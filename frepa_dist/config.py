@@ -22,6 +22,7 @@ OWNED_DEEPSPEED_KEYS = frozenset(
         "gradient_accumulation_steps",
         "gradient_clipping",
         "zero_optimization",
+        "zero_force_ds_cpu_optimizer",
         "bf16",
         "fp16",
         "torch_autocast",
@@ -73,7 +74,8 @@ class OpponentConfig(Settings):
         learning_rate: the peak; it rises and falls as the student's does. As `betas`, of Isola et al. (2017).
         betas, weight_decay: of AdamW.
         clipping: largest norm of a discriminator's gradient; None does not clip.
-        zero_stage: ZeRO stage; a discriminator is small, and 0 costs the least communication.
+        zero_stage: ZeRO stage; a discriminator is small, and 0 costs the least communication. 3 is not
+            offered: spectral normalization needs whole weights after each step.
     """
 
     learning_rate: float = Field(2e-4, gt=0)
@@ -95,7 +97,10 @@ class TrainConfig(Settings):
         min_learning_rate: where the cosine ends.
         gradient_clipping: largest norm of the student's gradient; None does not clip.
         precision: `bf16` keeps fp32 master weights; MINE's critic and the EMA teacher stay in fp32.
-        zero_stage: ZeRO stage of the student engine.
+        zero_stage: ZeRO stage of the student engine. 1 cuts the optimizer among the ranks, 2 the gradients too,
+            3 also the weights, and with them the EMA teacher; all train the same.
+        offload_optimizer: keep the student's master weights and moments in the host's memory, and step there;
+            from ZeRO stage 1 on. It saves 12 bytes per parameter and rank, and takes time.
         critic_learning_rate, critic_clipping: of plain modules that train beside the engine (MINE's critic).
         opponent: how discriminators are trained.
         compile: run the student through torch.compile; the first steps take longer.
@@ -121,7 +126,8 @@ class TrainConfig(Settings):
     betas: tuple[float, float] = (0.9, 0.95)
     gradient_clipping: float | None = Field(None, gt=0)
     precision: Literal["fp32", "bf16"] = "bf16"
-    zero_stage: Literal[0, 1, 2] = 2
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    offload_optimizer: bool = False
     critic_learning_rate: float = Field(1e-4, gt=0)
     critic_clipping: float | None = Field(1.0, gt=0)
     opponent: OpponentConfig = OpponentConfig()
@@ -145,6 +151,10 @@ class TrainConfig(Settings):
                 f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size "
                 f"{self.micro_batch_size}"
             )
+        if self.offload_optimizer and not self.zero_stage:
+            raise ValueError("offload_optimizer needs a zero_stage of 1, 2 or 3")
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile does not go with zero_stage 3: weights come and go between its layers")
         owned = sorted(OWNED_DEEPSPEED_KEYS & set(self.deepspeed))
         if owned:
             raise ValueError(f"deepspeed: {', '.join(owned)} follow from the other settings of `train`")

@@ -47,6 +47,7 @@ class Stepper:
         with self.timer.phase("targets"):
             targets = [self.method.targets(self.submodules.nets, batch, info) for batch in micro_batches]
             pool = self._pool(targets)
+            self.submodules.end_targets()
         rested: dict[str, int] = dict.fromkeys(self.submodules.opponents, 0)
         for batch, own in zip(micro_batches, targets, strict=True):
             outputs = self._train_student(batch, own, pool, info)

@@ -248,8 +248,10 @@ def stretches_of(submodules: Submodules, rank: int, size: int) -> Iterator[Stret
         rest = {f"{place}/fixed/{name}": value for name, value in untrained(module, trained).items()}
         yield from share(replicated_stretches(rest), rank, size)
     for name, teacher in submodules.teachers.items():
-        own_weights = {f"{name}/ema/{key}": value for key, value in teacher.module.state_dict().items()}
-        yield from share(replicated_stretches(own_weights), rank, size)
+        for key, (start, tensor) in teacher.parts().items():
+            yield f"{name}/ema/{key}", start, tensor
+        whole = {f"{name}/ema/{key}": value for key, value in teacher.whole().items()}
+        yield from share(replicated_stretches(whole), rank, size)
 
 
 def restore_submodules(submodules: Submodules, reader: TensorReader) -> None:
@@ -265,7 +267,10 @@ def restore_submodules(submodules: Submodules, reader: TensorReader) -> None:
                 stored = reader.read(f"{place}/fixed/{name}", value.numel())
                 value.detach().copy_(stored.view(value.shape))
         for name, teacher in submodules.teachers.items():
-            for key, value in teacher.module.state_dict().items():
+            for key, (start, tensor) in teacher.parts().items():
+                place = f"{name}/ema/{key}"
+                tensor.copy_(reader.read(place, teacher.numel(key), start, start + len(tensor)))
+            for key, value in teacher.whole().items():
                 value.copy_(reader.read(f"{name}/ema/{key}", value.numel()).view(value.shape))
 
 

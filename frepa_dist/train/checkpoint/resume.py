@@ -176,9 +176,7 @@ def _restore_random_state(reader: TensorReader, stored: Mapping[str, Any], world
         torch.cuda.set_rng_state(cuda, world.device)
 
 
-def _report(
-    folder: Path, run_dir: Path, stored: Mapping[str, Any], allowed: list[str], world: World
-) -> None:
+def _report(folder: Path, run_dir: Path, stored: Mapping[str, Any], allowed: list[str], world: World) -> None:
     """Write down what is not as it was, and undo what came after a checkpoint of this run."""
     removed = remove_newer(folder) if folder.parent.parent.samefile(run_dir) else []
     if removed:

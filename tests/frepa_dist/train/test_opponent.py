@@ -25,8 +25,11 @@ SECONDS = 240  # alone on two cores it takes 30
 ROOT = Path(__file__).parents[3]
 
 
-def run_on_two_ranks(script: str, *arguments: Path) -> None:
-    """Start a script of this folder on every rank; a rank that hangs or fails ends all of them."""
+def run_on_ranks(script: str, *arguments: Path | str, ranks: int = RANKS) -> None:
+    """Start a script of this folder on every rank; a rank that hangs or fails ends all of them.
+
+    The last argument is a folder for what the ranks say.
+    """
     port = free_port()
     environment = {
         **os.environ,
@@ -35,14 +38,14 @@ def run_on_two_ranks(script: str, *arguments: Path) -> None:
         "PYTHONPATH": str(ROOT),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(RANKS),
-        "LOCAL_SIZE": str(RANKS),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_SIZE": str(ranks),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "DS_ACCELERATOR": "cpu",
     }
     command = [sys.executable, str(Path(__file__).with_name(script)), *map(str, arguments)]
-    logs = [arguments[-1] / f"log-{rank}" for rank in range(RANKS)]
+    logs = [Path(arguments[-1]) / f"log-{rank}" for rank in range(ranks)]
     processes = []
     try:
         for rank, log in enumerate(logs):
@@ -62,14 +65,14 @@ def run_on_two_ranks(script: str, *arguments: Path) -> None:
             process.wait()
         for path in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"):  # noqa: S108
             path.unlink(missing_ok=True)
-    assert codes == [0] * RANKS, "\n".join(log.read_text()[-4000:] for log in logs)
+    assert codes == [0] * ranks, "\n".join(log.read_text()[-4000:] for log in logs)
 
 
 @pytest.fixture(scope="module")
 def deviations(tmp_path_factory):
     """Of every case, from what plain autograd gives."""
     folder = tmp_path_factory.mktemp("gradients")
-    run_on_two_ranks("opponent_gradients.py", folder)
+    run_on_ranks("opponent_gradients.py", folder)
     ranks = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(RANKS)]
     assert ranks[0] == ranks[1], "guards, weights and vectors are the same on all ranks"
     return ranks[0]
@@ -104,7 +107,7 @@ def test_the_guard_is_the_same_on_all_ranks_and_as_on_one(deviations):
 def runs(tmp_path_factory, small_dataset):
     """Folder of the runs of opponent_run.py."""
     folder = tmp_path_factory.mktemp("runs")
-    run_on_two_ranks("opponent_run.py", small_dataset, folder)
+    run_on_ranks("opponent_run.py", small_dataset, folder)
     return folder
 
 

@@ -245,8 +245,7 @@ def go_on(dataset: Path, folder: Path, world: World, telemetry: Telemetry) -> No
     """Go on with a run on as many ranks as there are now, and stop after the step in FOLDER/until."""
     until = int((folder / "until").read_text())
     config = make_config(dataset, folder / "moved", keep_checkpoints=9)
-    if world.size == 1:
-        config = with_stage(config, 0)
+    config = with_stage(config, 0 if world.size == 1 else 3)
     trainer = Trainer(config, config.output, world, telemetry)
     found = newest_intact(config.output)
     assert found is not None

@@ -74,6 +74,7 @@ def test_restored_in_any_stage_and_saved_again_it_holds_the_same_numbers(result,
 
 
 def test_two_ranks_then_one_then_two_learn_as_two_do(folder, small_dataset):
+    """In stages 2, 0 and 3."""
     for num_ranks, until in ((1, 4), (2, 6)):
         (folder / "until").write_text(str(until))
         run_on_ranks(num_ranks, "save_run.py", "go-on", small_dataset, folder, logs=folder)
@@ -91,6 +92,12 @@ def test_two_ranks_then_one_then_two_learn_as_two_do(folder, small_dataset):
     before = load_file(find_checkpoint(folder / "whole", 2) / "student.safetensors")
     moved_by = torch.stack([(before[name] - expected[name]).norm() for name in expected]).norm()
     assert apart < 0.02 * moved_by
+    teachers = []
+    for name in ("moved", "whole"):
+        with TensorReader(find_checkpoint(folder / name)) as reader:
+            teachers.append([reader.read(n, reader.numel(n)) for n in reader.names("teacher/ema/")])
+    for ours, theirs in zip(*teachers, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
     changed = [e for e in read_json_lines(folder / "moved" / "events.jsonl") if e["event"] == "changed"]
     assert ["world_size: 2 -> 1" in event["environment"] for event in changed] == [True, False]
     assert "world_size: 1 -> 2" in changed[1]["environment"]
