@@ -80,6 +80,8 @@ class Faulty(Pair):
         critic = nets["critic"].weight * 1  # its gradient passes here
         if self._breaks("critic_gradient", info):
             critic.register_hook(lambda gradient: gradient * torch.nan)
+        if self._breaks("spike", info):
+            losses.terms["rec"] = losses.terms["rec"] * 1e6
         mean = losses.outputs["fake"].float().mean(dim=(2, 3))
         losses.terms["critic"] = (mean @ critic[0] + nets["critic"].bias).square().mean()
         losses.weights["critic"] = 0.1

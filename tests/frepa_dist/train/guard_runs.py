@@ -7,6 +7,7 @@ without        the same batch is passed over from the start
 persistent     the critic's weights break in step 6 and stay broken; the run goes back to step 4
 avoiding       the batches of steps 6 and 7 are passed over from the start
 hopeless       the critic breaks in every step from 6 on; FOLDER/hopeless/error-R.txt says how rank R ends
+spiking        the loss is far too high on one rank in step 5, and spikes are skipped
 never          the same from step 2 on, before there is a checkpoint
 """
 
@@ -89,6 +90,8 @@ def run(
         method.rank, method.faulty_rank = world.rank, faulty_rank
         method.faults = {step - 1: fault for step, fault in faults.items()}
         trainer.ledger.passed |= {place_of(step) for step in passed}
+        if config.train.guard.skip_spikes:
+            trainer.ledger.losses.extend([1.0, 1.1] * 10)  # as if it had run for longer
         go_back = trainer._go_back
 
         def going_back() -> int:
@@ -116,6 +119,9 @@ def run_all(dataset: Path, folder: Path, world: World) -> None:
     run(config("avoiding"), world, passed=[6, 7])
     late = {step: fault for step, fault in always.items() if step >= 6}
     run(config("hopeless"), world, faults=late, once=False)
+    spiking = config("spiking")
+    train = spiking.train.model_copy(update={"guard": GuardConfig(skip_spikes=True)})
+    run(spiking.model_copy(update={"train": train}), world, faults={5: "spike"})
     run(config("never"), world, faults={2: "critic_weight"}, once=False)
 
 

@@ -110,6 +110,19 @@ def test_a_run_goes_back_and_past_the_bad_batches(runs):
     assert state["guard"]["passed"] == [list(place_of(6)), list(place_of(7))]
 
 
+def test_a_spike_is_told_and_skipped_where_that_is_asked_for(runs):
+    run = runs / "spiking"
+    (event,) = events(run, "loss_spike")
+    assert event["step"] == 5
+    assert event["loss"] > event["limit"] > 1.1
+    assert event["skipped"]
+    assert {step for step, (used, _) in read_keys(run).items() if not used} == {5}
+    assert sorted(losses(run)) == [step for step in range(1, STEPS + 1) if step != 5]
+    assert [record["guard/spikes"] for record in read_metrics(run)] == [
+        step == 5 for step in range(1, STEPS + 1)
+    ]
+
+
 def test_every_planned_sample_is_used_once_but_for_what_the_ledger_names(runs):
     everyone = read_keys(runs / "without")
     assert list(everyone) == list(range(1, STEPS + 1))
