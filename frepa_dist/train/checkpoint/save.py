@@ -13,6 +13,7 @@ manifest.json         size and crc32c of every file; written last, it makes the 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,9 +31,9 @@ from frepa_dist.train.checkpoint.pieces import replicated_stretches, stretches_o
 from frepa_dist.train.checkpoint.resume import FORMAT
 from frepa_dist.train.checkpoint.write import Job, Writer
 from frepa_dist.train.engines import World
-from frepa_dist.train.records import describe_environment
+from frepa_dist.train.records import append_event, describe_environment
 from frepa_dist.train.submodules import Submodules
-from shards.support.errors import ConfigError, DivergedError, EnvironmentFault
+from shards.support.errors import DivergedError, EnvironmentFault
 
 
 class Checkpoints:
@@ -71,6 +72,7 @@ class Checkpoints:
         self._buffer: Tensor | None = None
         self._job: Job | None = None
         self._thread: Thread | None = None
+        self._has_told = False
         self.waited_seconds = 0.0
         if world.is_main:
             remove_remains(run_dir)
@@ -84,17 +86,24 @@ class Checkpoints:
             metrics: the latest logged values; empty where none were logged yet.
 
         Raises:
-            ConfigError: `train.keep_best` is none of the logged values.
             DivergedError: weights of the checkpoint before are not finite.
             EnvironmentFault: as many checkpoints in a row as are allowed could not be written.
         """
         began = time.perf_counter()
         self._settle(last=False)
-        known = self._known(metrics or {})
-        self._job = self._take(step, state, known)
+        self._job = self._take(step, state, self._known(step, metrics or {}))
         self._thread = Thread(target=self._writer.run, args=(self._job,), name="checkpoint", daemon=True)
         self._thread.start()
         self.waited_seconds += time.perf_counter() - began
+
+    def settle(self) -> None:
+        """Wait until the checkpoint that is being written is there, before checkpoints are looked at.
+
+        Raises:
+            DivergedError: as `save`.
+            EnvironmentFault: as `save`.
+        """
+        self._settle(last=False)
 
     def finish(self) -> None:
         """Wait until the last checkpoint is written.
@@ -107,15 +116,22 @@ class Checkpoints:
         self._settle(last=True)
         self.waited_seconds += time.perf_counter() - began
 
-    def _known(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+    def _known(self, step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """The value that checkpoints are kept by, where it was logged: a term may rest for a while."""
         name = self.retention.metric
         if name is None or not metrics:
             return {}
-        if name not in metrics:
-            raise ConfigError(
-                f"no metric '{name}' is logged", where="train.keep_best", allowed=", ".join(sorted(metrics))
+        if name in metrics:
+            return {name: float(metrics[name])}
+        if self._world.is_main and not self._has_told:
+            self._has_told = True
+            append_event(self._run_dir, "keep_best_unknown", step=step, metric=name, logged=sorted(metrics))
+            print(
+                f"frepa: train.keep_best: '{name}' was not logged up to step {step}; logged were: "
+                f"{', '.join(sorted(metrics))}",
+                file=sys.stderr,
             )
-        return {name: float(metrics[name])}
+        return {}
 
     def _settle(self, *, last: bool) -> None:
         """Wait for the thread, and take its failure as all ranks do."""

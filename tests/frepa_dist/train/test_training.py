@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 
 from cluster.launch import launch_training
 from frepa_dist.runs import find_checkpoint, list_checkpoints, read_json_lines, read_metrics
+from frepa_dist.train.checkpoint.files import TensorReader
 from shards.builder.build import BuildConfig, build_dataset
 from shards.dataset import load_snapshot, read_index
 
@@ -77,11 +79,20 @@ def wait_for_step(process: subprocess.Popen[bytes], run: Path, step: int) -> Non
         time.sleep(0.005)
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
 def kill_in_the_middle(parts: list[str], run: Path, at_step: int, delay_seconds: float = 0.0) -> None:
     """Start a run and kill -9 launcher and ranks `delay_seconds` after `at_step` is in the metrics."""
     command = [sys.executable, "-m", "cluster.cli", *parts, "--num-ranks", "2"]
     with quiet_start(command) as process:
         wait_for_step(process, run, at_step)
+        if not delay_seconds:  # checkpoints are written while training goes on
+            wait_until(lambda: any(path.name == "step-00000008" for path in list_checkpoints(run)))
         time.sleep(delay_seconds)
         parent = psutil.Process(process.pid)
         family = [*parent.children(recursive=True), parent]
@@ -103,13 +114,13 @@ def assert_same_checkpoint(one: Path, other: Path) -> None:
     ours, theirs = load_file(one / "student.safetensors"), load_file(other / "student.safetensors")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    state, again = (
-        torch.load(folder / "state.pt", weights_only=True)["submodules"] for folder in (one, other)
-    )
-    teacher, teacher_again = state["teachers"]["teacher"], again["teachers"]["teacher"]
-    assert all(torch.equal(teacher[name], teacher_again[name]) for name in teacher)
-    critic, critic_again = (side["plain"]["teacher_critic"]["module"] for side in (state, again))
-    assert all(torch.equal(critic[name], critic_again[name]) for name in critic)
+    with TensorReader(one) as reader, TensorReader(other) as again:
+        assert reader.names() == again.names()
+        for kind in ("student/exp_avg/", "teacher/ema/", "teacher_critic/master/", "random/1/cpu"):
+            assert reader.names(kind), kind
+        for name in reader.names():
+            numel = reader.numel(name)
+            assert torch.equal(reader.read(name, numel), again.read(name, numel)), name
 
 
 in_fp32 = pytest.mark.parametrize("uninterrupted", ["fp32"], indirect=True)
@@ -252,16 +263,6 @@ def test_a_stopped_command_leaves_no_rank_and_no_memory_behind(dataset, tmp_path
         _, alive = psutil.wait_procs(family, timeout=40)
     assert not alive
     assert shared_memory() <= before
-
-
-@in_fp32
-def test_resuming_with_other_ranks_is_refused(uninterrupted):
-    _, run = uninterrupted
-    outcome = (run / "outcome.json").read_text()
-    result = frepa("resume", str(run), num_ranks=1)
-    (run / "outcome.json").write_text(outcome)
-    assert result.returncode == 2
-    assert "--num-ranks 2" in error_line(result)
 
 
 def test_a_metrics_port_in_use_ends_the_run_with_code_5(dataset, tmp_path):
