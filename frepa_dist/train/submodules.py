@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from frepa_dist.config import TrainConfig
 from frepa_dist.methods.base import Method, StepInfo, SubmoduleSpec
