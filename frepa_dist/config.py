@@ -121,10 +121,10 @@ class TrainConfig(Settings):
         min_learning_rate: where the cosine ends.
         gradient_clipping: largest norm of the student's gradient; None does not clip.
         precision: `bf16` keeps fp32 master weights; MINE's critic and the EMA teacher stay in fp32.
-        zero_stage: ZeRO stage of the student engine. 1 cuts the optimizer among the ranks, 2 the gradients too,
-            3 also the weights, and with them the EMA teacher; all train the same.
-        offload_optimizer: keep the student's master weights and moments in the host's memory, and step there;
-            from ZeRO stage 1 on. It saves 12 bytes per parameter and rank, and takes time.
+        zero_stage: ZeRO stage of the student engine. 1 cuts the optimizer among the ranks, 2 the gradients
+            too, 3 also the weights, and with them the EMA teacher; all train the same.
+        offload_optimizer: keep the student's master weights and moments in the host's memory, and step
+            there; from ZeRO stage 1 on. It saves a GPU 12 bytes per parameter it steps, and takes time.
         critic_learning_rate, critic_clipping: of plain modules that train beside the engine (MINE's critic).
         opponent: how discriminators are trained.
         compile: run the student through torch.compile; the first steps take longer.

@@ -9,8 +9,8 @@ device alone knows no autocast). Counted are
 - activations: the most bytes of tensors alive at once in a micro-batch, beyond weights and gradients. Not
   counted are workspaces of libraries, fragmentation and the CUDA context (half a GB, about).
 - weights, gradients, optimizer: by formula, as DeepSpeed keeps them in ZeRO stage 0 to 3. In stage 3 the
-  weights are this GPU's partition and those that are gathered at a time; the EMA teacher is this GPU's
-  partition, for it is whole only while there are no activations. What is offloaded to the host is not counted.
+  weights are this GPU's partition and those that are gathered at a time, and the EMA teacher is this GPU's
+  partition: it is whole only while there are no activations. What is offloaded to the host is not counted.
 
 The step is the last one of a run, when every term is on.
 """
@@ -38,8 +38,8 @@ from frepa_dist.models.vit_mae import use_fused_attention
 DECODER_PARTS = ("decoder", "neck", "mask_token")
 # What engines are told, in elements. Gradients are reduced so many at a time, or all of a smaller network.
 BUCKET_ELEMENTS = 500_000_000
-# Of ZeRO 3: parameters up to the first stay whole on every rank, for gathering them one by one would cost more
-# than they take. So many weights of layers that were used, or will be next, stay gathered. DeepSpeed's default, a
+# Of ZeRO 3: parameters up to the first stay whole on every rank, for gathering them one by one would cost
+# more than they take; of other layers so many stay gathered, or are gathered ahead. DeepSpeed's default, a
 # billion, is more than all of a ViT-L: nothing would ever be given up.
 PERSISTENT_ELEMENTS, LIVE_ELEMENTS, PREFETCH_ELEMENTS = 100_000, 100_000_000, 25_000_000
 LAST_STEP = StepInfo(step=999_999, total_steps=1_000_000, seed=0)
@@ -275,7 +275,7 @@ def engine_memory(
 
     In bf16 weights and gradients take 2 bytes, master weights and Adam's moments 12. Stage 1 cuts the
     optimizer among the ranks, stage 2 the gradients too, stage 3 the weights too, but for those that are
-    gathered at a time. In fp32 there is no master copy in stage 0. Offloading takes the optimizer to the host.
+    gathered at a time. In fp32 there is no master copy in stage 0. An offloaded optimizer is on the host.
     """
     size = 2 if precision == "bf16" else FP32
     optimizer = ADAM if precision == "fp32" and stage == 0 else MASTER_AND_ADAM

@@ -1,8 +1,8 @@
 """EMA teachers: exponential moving averages of the student's weights, held in fp32.
 
-In bf16 an update by (1 - 0.999) would be rounded away. Under ZeRO 0 to 2 every rank holds all of the student's
-weights, so each keeps a whole teacher. Under ZeRO 3 each keeps the part of the teacher that lies beside its
-part of the student's fp32 masters. In both cases the average needs no communication.
+In bf16 an update by (1 - 0.999) would be rounded away. Under ZeRO 0 to 2 every rank holds all of the
+student's weights, so each keeps a whole teacher. Under ZeRO 3 each keeps the part of the teacher that lies
+beside its part of the student's fp32 masters. In both cases the average needs no communication.
 """
 
 from __future__ import annotations
