@@ -18,7 +18,7 @@ from frepa_dist.train.ledger import Ledger, Watch, read_keys, spike_limit
 from tests.frepa_dist.train.faulty_method import FAULTS, FOUND
 from tests.frepa_dist.train.guard_runs import BATCHES_PER_EPOCH, LAST_GOOD, STEPS, place_of
 from tests.frepa_dist.train.guard_steps import CASES
-from tests.frepa_dist.train.test_opponent import RANKS, all_tensors, run_on_two_ranks
+from tests.frepa_dist.train.test_opponent import RANKS, all_tensors, run_on_ranks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 def steps(tmp_path_factory):
     """What guard_steps.py found, by rank."""
     folder = tmp_path_factory.mktemp("steps")
-    run_on_two_ranks("guard_steps.py", folder)
+    run_on_ranks("guard_steps.py", folder)
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(RANKS)]
 
 
@@ -57,7 +57,7 @@ def test_the_next_step_trains_everything(steps, case):
 def runs(tmp_path_factory, small_dataset):
     """Folder of the runs of guard_runs.py."""
     folder = tmp_path_factory.mktemp("runs")
-    run_on_two_ranks("guard_runs.py", small_dataset, Path("0"), folder)
+    run_on_ranks("guard_runs.py", small_dataset, Path("0"), folder)
     return folder
 
 
@@ -153,7 +153,7 @@ def test_a_run_that_going_back_does_not_help_ends_on_all_ranks(runs, name, word)
 @pytest.mark.timeout(300)
 def test_random_faults_leave_a_run_as_one_without_their_batches(tmp_path, small_dataset):
     repeats = int(os.environ.get("FREPA_SOAK_REPEATS", "20"))
-    run_on_two_ranks("guard_runs.py", small_dataset, Path(str(repeats)), tmp_path)
+    run_on_ranks("guard_runs.py", small_dataset, Path(str(repeats)), tmp_path)
     for repeat in range(repeats):
         faulty, without = (tmp_path / f"{name}-{repeat}" for name in ("faulty", "without"))
         assert len(events(faulty, "step_skipped")) == 2

@@ -91,8 +91,9 @@ def kill_in_the_middle(parts: list[str], run: Path, at_step: int, delay_seconds:
     command = [sys.executable, "-m", "cluster.cli", *parts, "--num-ranks", "2"]
     with quiet_start(command) as process:
         wait_for_step(process, run, at_step)
-        if not delay_seconds:  # checkpoints are written while training goes on
-            wait_until(lambda: any(path.name == "step-00000008" for path in list_checkpoints(run)))
+        # checkpoints are written while training goes on
+        name = "step-00000004" if delay_seconds else "step-00000008"
+        wait_until(lambda: any(path.name == name for path in list_checkpoints(run)))
         time.sleep(delay_seconds)
         parent = psutil.Process(process.pid)
         family = [*parent.children(recursive=True), parent]

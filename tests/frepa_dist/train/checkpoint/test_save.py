@@ -11,16 +11,16 @@ from safetensors.torch import load_file
 from frepa_dist.runs import find_checkpoint, list_checkpoints, read_json_lines, read_metrics
 from frepa_dist.train.checkpoint import is_intact
 from frepa_dist.train.checkpoint.files import TensorReader
-from tests.frepa_dist.train.checkpoint.ranks import run_on_ranks
+from tests.frepa_dist.train.test_opponent import run_on_ranks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, small_dataset):
-    """What save_run.py leaves, run once on two ranks."""
+    """What checkpoint_run.py leaves, run once on two ranks."""
     folder = tmp_path_factory.mktemp("save")
-    run_on_ranks(2, "save_run.py", "all", small_dataset, folder, logs=folder)
+    run_on_ranks("checkpoint_run.py", "all", small_dataset, folder)
     return folder
 
 
@@ -77,7 +77,7 @@ def test_two_ranks_then_one_then_two_learn_as_two_do(folder, small_dataset):
     """In stages 2, 0 and 3."""
     for num_ranks, until in ((1, 4), (2, 6)):
         (folder / "until").write_text(str(until))
-        run_on_ranks(num_ranks, "save_run.py", "go-on", small_dataset, folder, logs=folder)
+        run_on_ranks("checkpoint_run.py", "go-on", small_dataset, folder, ranks=num_ranks)
     whole, moved = read_metrics(folder / "whole"), read_metrics(folder / "moved")
     assert [record["step"] for record in moved] == [1, 2, 3, 4, 5, 6]
     for ours, theirs in zip(moved, whole, strict=True):

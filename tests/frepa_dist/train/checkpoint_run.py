@@ -1,6 +1,6 @@
-"""Started on each rank by test_save.py: runs of RetMAE, and of a method with a discriminator.
+"""Started on each rank by checkpoint/test_save.py: runs of RetMAE, and of a method with a discriminator.
 
-save_run.py CASE DATASET FOLDER, where CASE is
+checkpoint_run.py CASE DATASET FOLDER, where CASE is
 all     what one start of two ranks can show; leaves FOLDER/result.json
 go-on   go on with FOLDER/moved to the step in FOLDER/until
 """
