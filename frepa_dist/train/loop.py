@@ -19,6 +19,7 @@ from frepa_dist.train.engines import World
 from frepa_dist.train.records import Averages, PhaseTimer, append_event, append_line, truncate_metrics
 from frepa_dist.train.schedule import learning_rate, opponent_learning_rate
 from frepa_dist.train.step import Batch, Stepper
+from frepa_dist.train.stop import Control
 from frepa_dist.train.submodules import Submodules
 from shards.read.order import check_batch_sizes
 from shards.read.stream import MicroBatch, SampleStream
@@ -35,10 +36,19 @@ class Trainer:
         run_dir: the run folder, shared by all ranks.
         world: this rank among the others.
         telemetry: where live metrics are shown.
+        control: who may ask this rank to stop; None is never asked.
     """
 
-    def __init__(self, config: RunConfig, run_dir: Path, world: World, telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        run_dir: Path,
+        world: World,
+        telemetry: Telemetry,
+        control: Control | None = None,
+    ) -> None:
         self.config, self.run_dir, self.world, self.telemetry = config, run_dir, world, telemetry
+        self.control = control or Control()
         train = config.train
         accumulation = check_batch_sizes(train.global_batch_size, world.size, train.micro_batch_size)
         self.stream = SampleStream(
@@ -69,7 +79,7 @@ class Trainer:
             truncate_metrics(self.run_dir, self.step)
 
     def run(self) -> None:
-        """Train to the end of the schedule; all ranks must call it.
+        """Train to the end of the schedule, or until asked to stop; all ranks must call it.
 
         Raises:
             DivergedError: a loss is no longer finite.
@@ -79,7 +89,7 @@ class Trainer:
             self.total_steps, "pretrain", unit="step", initial=self.step, silent=silent
         ) as progress:
             self._logged_at = time.perf_counter()
-            while self.step < self.total_steps:
+            while self.step < self.total_steps and not self.control.agreed:
                 self._run_epoch(progress)
                 self.epoch, self.batches_applied = self.epoch + 1, 0
 
@@ -98,10 +108,13 @@ class Trainer:
             note = ""
             if self.step % train.log_every == 0 or self.step == self.total_steps:
                 note = self._log()
-            if self.step % train.checkpoint_every == 0 or self.step == self.total_steps:
+            stop = self.control.after_step(self.step)
+            if stop or self.step % train.checkpoint_every == 0 or self.step == self.total_steps:
                 with self.timer.phase("checkpoint"):
                     self.save()
             progress.update(note=note)
+            if stop:
+                return
 
     def to_device(self, batch: MicroBatch) -> Batch:
         """Move a micro-batch to where this rank computes; samples that were skipped are written down."""
