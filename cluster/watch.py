@@ -90,17 +90,18 @@ class Watch:
             if self._requests.at_once:
                 return "requeue"
             over = [rank for rank, pulse in self._pulses.items() if pulse.is_over]
-            if any(self._pulses[rank].state == "done" for rank in over):
+            states = {self._pulses[rank].state for rank in over}
+            if "done" in states:  # said after a barrier behind the last write, so one rank speaks for all
                 return self._left("done")
-            if len(over) == len(self._ranks) and all(self._pulses[r].state == "requeue" for r in over):
-                return self._orphans_fault or self._left("requeue")
+            if "requeue" in states:
+                left = self._left("requeue")
+                return self._orphans_fault or left
             rank, seconds = self._silence.longest(over)
             if seconds > self._patience.hang_seconds:
                 return self._hang(rank, seconds)
-            failed = any(self._pulses[r].state == "failed" for r in over)
-            if not gone and not failed:
+            if not gone and "failed" not in states:
                 self._handle_stop(status)
-            if gone or failed or (status is not None and self._launcher_spared):
+            if gone or "failed" in states or (status is not None and self._launcher_spared):
                 now = time.monotonic()
                 trouble_since = now if trouble_since is None else trouble_since
                 all_ended = len(gone) + len(over) == len(self._ranks)

@@ -72,9 +72,9 @@ class Heartbeat:
         """Say that `step` steps are taken."""
         if self.pulse.state == "stopping" and state == "training":
             state = "stopping"
-        due = time.monotonic() - self._written_at >= self._interval
-        if due or state != self.pulse.state:
-            self.pulse = replace(self.pulse, step=step, state=state)
+        due = time.monotonic() - self._written_at >= self._interval or state != self.pulse.state
+        self.pulse = replace(self.pulse, step=step, state=state)
+        if due:
             self._write()
 
     def stopping(self) -> None:

@@ -14,12 +14,15 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
 from frepa_dist.heartbeats import Heartbeat
-from frepa_dist.train.engines import World
+
+if TYPE_CHECKING:
+    from frepa_dist.train.engines import World
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 

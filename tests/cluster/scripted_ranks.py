@@ -103,6 +103,8 @@ def act(rank: int, num_ranks: int, words: str, run: Path) -> int:
             if rank == 0:
                 (run / "outcome.json").write_text(json.dumps({"outcome": "requeue", "step": step}))
             return 75
+        elif word == "wait":  # for nothing that comes
+            time.sleep(1000)
         elif word == "done":
             heartbeat.end("done")
             return 0

@@ -124,7 +124,7 @@ def test_who_is_asked_to_stop_ends_with_75(tmp_path, whom):
 
 
 def test_a_rank_that_hangs_while_it_should_stop_is_ended_and_the_run_requeued(tmp_path):
-    assert run_plan(tmp_path, ("save 2 steps 3 ask-supervisor train", "steps 3 stand")) == 75
+    assert run_plan(tmp_path, ("save 2 steps 3 ask-supervisor wait", "steps 3 stand")) == 75
     assert outcome(tmp_path) == {"outcome": "requeue", "step": 2}
     assert "hung" in causes(tmp_path)[0]
 
