@@ -21,6 +21,7 @@ from frepa_dist.train.ledger import Ledger, Watch
 from frepa_dist.train.records import Averages, PhaseTimer, append_event, append_line, truncate_metrics
 from frepa_dist.train.schedule import learning_rate, opponent_learning_rate
 from frepa_dist.train.step import Batch, Stepper
+from frepa_dist.train.stop import Control
 from frepa_dist.train.submodules import Submodules
 from shards.read.order import check_batch_sizes
 from shards.read.stream import MicroBatch, SampleStream
@@ -37,10 +38,19 @@ class Trainer:
         run_dir: the run folder, shared by all ranks.
         world: this rank among the others.
         telemetry: where live metrics are shown.
+        control: who may ask this rank to stop; None is never asked.
     """
 
-    def __init__(self, config: RunConfig, run_dir: Path, world: World, telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        run_dir: Path,
+        world: World,
+        telemetry: Telemetry,
+        control: Control | None = None,
+    ) -> None:
         self.config, self.run_dir, self.world, self.telemetry = config, run_dir, world, telemetry
+        self.control = control or Control()
         train = config.train
         accumulation = check_batch_sizes(train.global_batch_size, world.size, train.micro_batch_size)
         self.stream = SampleStream(
@@ -79,7 +89,7 @@ class Trainer:
             truncate_metrics(self.run_dir, self.step)
 
     def run(self) -> None:
-        """Train to the end of the schedule; all ranks must call it.
+        """Train to the end of the schedule, or until asked to stop; all ranks must call it.
 
         Raises:
             DivergedError: too many steps in a row were skipped, and going back did not help.
@@ -89,13 +99,13 @@ class Trainer:
             self.total_steps, "pretrain", unit="step", initial=self.step, silent=silent
         ) as progress:
             self._logged_at = time.perf_counter()
-            while self.step < self.total_steps:
+            while self.step < self.total_steps and not self.control.agreed:
                 if self._run_epoch(progress):
                     self.epoch, self.batches_applied = self.epoch + 1, 0
         self.checkpoints.finish()
 
     def _run_epoch(self, progress: Progress) -> bool:
-        """Train on what is left of an epoch; False where the run went back to a checkpoint instead."""
+        """Train on what is left of an epoch; False where the run went back to a checkpoint, or is to stop."""
         train = self.config.train
         batches = iter(self.stream.batches(self.epoch, self.batches_applied))
         while self.step < self.total_steps:
@@ -115,10 +125,14 @@ class Trainer:
             self._checkpoint_is_due |= self.step % train.checkpoint_every == 0
             # what comes before steps that are skipped may be why they are: such a state is not kept as good
             is_doubtful = bool(self.ledger.streak)
-            if (self._checkpoint_is_due and not is_doubtful) or self.step == self.total_steps:
+            is_due = self._checkpoint_is_due and not is_doubtful
+            stop = self.control.after_step(self.step)
+            if is_due or stop or self.step == self.total_steps:
                 with self.timer.phase("checkpoint"):
                     self.save()
             progress.update(note=note)
+            if stop:
+                return False
         return True
 
     def _take_step(self, micro_batches: list[Batch]) -> None:
