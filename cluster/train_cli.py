@@ -161,7 +161,8 @@ def _differing(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> 
 def resume(run: Path, **options: Any) -> None:
     """Go on with the run at RUN from its newest whole checkpoint, as it was configured.
 
-    Takes as many ranks as the run had. See `frepa pretrain` for stopping, restarts and several nodes.
+    Takes as many ranks as the run had, unless told otherwise: the global batch and the order of samples stay.
+    See `frepa pretrain` for stopping, restarts and several nodes.
     """
     from cluster.supervise import supervise
     from frepa_dist.runs import ENVIRONMENT, find_checkpoint, load_run_config

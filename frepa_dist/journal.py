@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,9 +18,21 @@ Outcome = Literal["done", "requeue", "failed"]
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one JSON line."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    """Append one JSON line, whole or not at all, also where several threads and processes do.
+
+    A full disk is no reason to end a run: the line is lost, and that is said.
+    """
+    data = (json.dumps(record) + "\n").encode()
+    with path.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            if file.write(data) == len(data):
+                return
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+        file.truncate(end)
+    print(f"frepa: {path}: the disk is full, a line is lost", file=sys.stderr)
 
 
 def append_event(run_dir: Path, event: str, **details: Any) -> None:

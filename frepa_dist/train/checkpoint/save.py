@@ -91,7 +91,8 @@ class Checkpoints:
         """
         began = time.perf_counter()
         self._settle(last=False)
-        self._job = self._take(step, state, self._known(step, metrics or {}))
+        self._job = self._take(step, state, self._known(step, metrics or {}), began)
+        self._job.waited_seconds = time.perf_counter() - began
         self._thread = Thread(target=self._writer.run, args=(self._job,), name="checkpoint", daemon=True)
         self._thread.start()
         self.waited_seconds += time.perf_counter() - began
@@ -161,7 +162,7 @@ class Checkpoints:
         else:
             raise RuntimeError(message)
 
-    def _take(self, step: int, state: Mapping[str, Any], metrics: dict[str, float]) -> Job:
+    def _take(self, step: int, state: Mapping[str, Any], metrics: dict[str, float], began: float) -> Job:
         """Copy what this rank holds to the host; no wait for an accelerator."""
         tensors: dict[str, Tensor] = {}
         tree = split_state(dict(state), "state", tensors)
@@ -189,7 +190,7 @@ class Checkpoints:
             # as JSON now: what it was made of goes on changing
             "state": json.loads(json.dumps(tree)),
         }
-        return Job(step, layout, buffer, document, metrics, copied)
+        return Job(step, layout, buffer, document, metrics, copied, began)
 
     def _random_state(self) -> dict[str, Tensor]:
         state = {"cpu": torch.get_rng_state()}

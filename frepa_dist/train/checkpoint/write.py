@@ -46,6 +46,8 @@ class Job:
         state: content of state.json.
         metrics: logged values that checkpoints may be kept by.
         copied: when the copies to `buffer` are done, where a device makes them by and by.
+        started: when training came to a halt for it.
+        waited_seconds: how long training waited.
         report: how it went, equal on all ranks, once the thread has ended.
         crash: what ended the thread otherwise.
     """
@@ -56,7 +58,8 @@ class Job:
     state: dict[str, Any]
     metrics: dict[str, float]
     copied: torch.cuda.Event | None
-    started: float = field(default_factory=time.perf_counter)
+    started: float
+    waited_seconds: float = 0.0
     report: Report = field(default_factory=Report)
     crash: BaseException | None = None
 
@@ -140,7 +143,6 @@ class Writer:
 
     def _commit(self, job: Job, partial: Path, final: Path, files: list[Written]) -> None:
         """Rank 0: write what is there once, then the manifest, and give the folder its name."""
-        began = time.perf_counter()
         for file in files:
             self._check_shared(partial / file.name, file)
         with writing(partial):
@@ -154,14 +156,17 @@ class Writer:
             partial.rename(final)
             sync_folder(final.parent)
             replace_text(final.parent / LATEST, final.name + "\n")
-        self._retention.apply(self._run_dir)
-        append_event(
-            self._run_dir,
-            "checkpoint",
-            step=job.step,
-            bytes=sum(file.size for file in files),
-            seconds=round(time.perf_counter() - job.started, 3),
-            commit_seconds=round(time.perf_counter() - began, 3),
+        # the checkpoint is there: what fails from here on does not undo it
+        attempt(lambda: self._retention.apply(self._run_dir))
+        attempt(
+            lambda: append_event(
+                self._run_dir,
+                "checkpoint",
+                step=job.step,
+                bytes=sum(file.size for file in files),
+                seconds=round(time.perf_counter() - job.started, 3),
+                waited_seconds=round(job.waited_seconds, 3),
+            )
         )
 
     def _check_shared(self, path: Path, file: Written) -> None:

@@ -12,6 +12,7 @@ from frepa_dist.runs import find_checkpoint, list_checkpoints, read_json_lines, 
 from frepa_dist.train.checkpoint import is_intact
 from frepa_dist.train.checkpoint.files import TensorReader
 from tests.frepa_dist.train.test_opponent import run_on_ranks
+from tests.small_disk import run_on_small_disk
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 
@@ -136,3 +137,51 @@ def test_training_does_not_wait_for_the_disk_and_does_not_change_what_is_written
     assert result["waited"] < 0.5, "each of the four files takes a second"
     assert result["critic"]
     assert result["torn in time"] == []
+
+
+@pytest.mark.soak
+def test_a_disk_that_fills_up_and_is_enlarged(small_dataset):
+    """A real one: the second checkpoint does not fit, and what is there is gone on with."""
+    result = run_on_small_disk(FULL, "300k", small_dataset, timeout=200)
+    assert result.returncode == 0, result.stderr
+    assert "no checkpoint of step 2: rank 0" in result.stderr
+
+
+FULL = """
+import os, subprocess, sys
+from pathlib import Path
+os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu", TORCH_FORCE_WEIGHTS_ONLY_LOAD="1")
+from cluster.launch import free_port
+os.environ["MASTER_PORT"] = str(free_port())
+from frepa_dist.methods.registry import METHODS
+from frepa_dist.runs import list_checkpoints
+from frepa_dist.train.checkpoint import is_intact, newest_intact
+from frepa_dist.train.engines import process_group
+from frepa_dist.train.loop import Trainer
+from shards.support.errors import EnvironmentFault
+from shards.support.telemetry import Telemetry
+from tests.frepa_dist.train.adversarial_method import Pair
+from tests.frepa_dist.train.checkpoint_run import make_config, pair
+
+METHODS["pair"] = Pair
+disk, dataset = map(Path, sys.argv[1:])
+config = pair(make_config(dataset, disk / "run", checkpoint_every=1, keep_checkpoints=1, steps=2))
+config.output.mkdir()
+with process_group() as world, Telemetry.serve(None) as telemetry:
+    trainer = Trainer(config, config.output, world, telemetry)
+    try:
+        trainer.run()
+    except EnvironmentFault as error:
+        assert "No space left on device" in str(error), error
+    else:
+        raise AssertionError("it fitted")
+    assert trainer.step == 2
+    (first,) = list_checkpoints(config.output)
+    assert is_intact(first) and first.name == "step-00000001"
+    subprocess.run(["mount", "-o", "remount,size=2m", str(disk)], check=True)
+    trainer = Trainer(config, config.output, world, telemetry)
+    trainer.resume(newest_intact(config.output))
+    trainer.run()
+    assert [path.name for path in list_checkpoints(config.output)] == ["step-00000002"]
+"""
