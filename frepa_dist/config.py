@@ -85,6 +85,30 @@ class OpponentConfig(Settings):
     zero_stage: Literal[0, 1, 2] = 0
 
 
+class GuardConfig(Settings):
+    """What is done about steps whose numbers cannot be right.
+
+    A step in which a loss, a gradient or a critic's weight is not finite on any rank changes nothing, and is
+    written down. No public source states these limits: they are choices.
+
+    Attributes:
+        patience: steps in a row that are skipped before the run goes back to its last checkpoint, from where
+            it passes over the batches of these steps.
+        most_returns: how often it goes back without having made a new checkpoint in between; then it ends.
+        spike_deviations: a loss is a spike where it is above the median of recent ones by more than this many
+            standard deviations (1.4826 times the median distance from the median, at least 1 % of it).
+            None looks for none.
+        spike_window: how many recent losses that are.
+        skip_spikes: whether spikes are skipped as well; else they are written down.
+    """
+
+    patience: int = Field(5, ge=1)
+    most_returns: int = Field(2, ge=0)
+    spike_deviations: float | None = Field(10.0, gt=0)
+    spike_window: int = Field(200, ge=20)
+    skip_spikes: bool = False
+
+
 class TrainConfig(Settings):
     """Optimization, its cadence, and what is written down.
 
@@ -106,6 +130,13 @@ class TrainConfig(Settings):
         compile: run the student through torch.compile; the first steps take longer.
         checkpoint_every: steps between checkpoints; the last step always makes one.
         keep_checkpoints: how many of the newest are kept.
+        keep_every: checkpoints of steps that are multiples of this are kept as well.
+        keep_best: the checkpoint with the smallest value of this logged metric is kept as well; with a minus
+            before its name (`-teacher/agreement`) the largest. Values are means since the log line before.
+        checkpoint_failures: so many checkpoints in a row that cannot be written (disk full) end the run; with
+            fewer it goes on, and says so.
+        guard: what is done about steps whose numbers cannot be right.
+        log_keys: write the keys of the samples of every step to RUN/keys: what was used can be counted there.
         metrics_port: rank r serves Prometheus metrics on this port + r of 127.0.0.1; None serves none.
         deepspeed: more of DeepSpeed's configuration for the student's engine, passed through.
     """
@@ -131,6 +162,11 @@ class TrainConfig(Settings):
     log_every: int = Field(10, ge=1)
     checkpoint_every: int = Field(500, ge=1)
     keep_checkpoints: int = Field(3, ge=1)
+    keep_every: int | None = Field(None, ge=1)
+    keep_best: str | None = None
+    checkpoint_failures: int = Field(3, ge=1)
+    guard: GuardConfig = GuardConfig()
+    log_keys: bool = False
     metrics_port: int | None = Field(None, ge=1024, le=65535)
     deepspeed: dict[str, Any] = Field(default_factory=dict)
 

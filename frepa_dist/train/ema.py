@@ -7,7 +7,7 @@ beside its part of the student's fp32 masters. In both cases the average needs n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,8 +46,14 @@ class Teacher(Protocol):
     def state_dict(self) -> dict[str, Tensor]:
         """All weights, whole, equal on all ranks."""
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` gave, in any ZeRO stage and on any number of ranks."""
+    def parts(self) -> dict[str, tuple[int, Tensor]]:
+        """What this rank alone holds, live: name -> (where it begins in the flattened weight, (L,))."""
+
+    def whole(self) -> dict[str, Tensor]:
+        """The other weights, which every rank holds, live."""
+
+    def numel(self, name: str) -> int:
+        """Numbers in a weight that is held in parts."""
 
 
 def _followed(module: nn.Module, source: nn.Module) -> list[str]:
@@ -107,9 +113,17 @@ class EmaSubmodule:
         """See `Teacher`."""
         return self.module.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def parts(self) -> dict[str, tuple[int, Tensor]]:
         """See `Teacher`."""
-        self.module.load_state_dict(state)
+        return {}
+
+    def whole(self) -> dict[str, Tensor]:
+        """See `Teacher`."""
+        return self.module.state_dict()
+
+    def numel(self, name: str) -> int:
+        """See `Teacher`."""
+        raise AssertionError(f"{name}: every rank holds it whole")
 
 
 def _sums_of_squares(teacher: list[Tensor], student: list[Tensor]) -> Tensor:
@@ -255,11 +269,22 @@ class PartitionedEma:
         self.release()
         return state
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def parts(self) -> dict[str, tuple[int, Tensor]]:
         """See `Teacher`."""
-        self._gather()
-        self.module.load_state_dict(state)
-        self._take_own_part()
+        self.release()
+        return {
+            name: (self._world.rank * part.length, self._flat[part.start :][: part.filled])
+            for name, part in self._parts.items()
+            if part.filled
+        }
+
+    def whole(self) -> dict[str, Tensor]:
+        """See `Teacher`."""
+        return {name: value for name, value in self.module.state_dict().items() if name not in self._parts}
+
+    def numel(self, name: str) -> int:
+        """See `Teacher`."""
+        return self._parts[name].shape.numel()
 
 
 class _Gathering(nn.Module):

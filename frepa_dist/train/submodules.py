@@ -8,7 +8,6 @@ fp32 module with its own optimizer, a frozen encoder as it is.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -139,24 +138,3 @@ class Submodules:
                 teacher.after_step(spec.momentum(info))
         for opponent in self.opponents.values():
             opponent.after_step()
-
-    def state_dict(self) -> dict[str, Any]:
-        """What DeepSpeed does not save: teachers, plain modules and their optimizers. Equal on all ranks.
-
-        All ranks must call it: under ZeRO 3 teachers are gathered.
-        """
-        return {
-            "teachers": {name: t.state_dict() for name, t in self.teachers.items()},
-            "plain": {
-                name: {"module": p.module.state_dict(), "optimizer": p.optimizer.state_dict()}
-                for name, p in self.plain.items()
-            },
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave; all ranks must call it."""
-        for name, teacher in self.teachers.items():
-            teacher.load_state_dict(state["teachers"][name])
-        for name, plain in self.plain.items():
-            plain.module.load_state_dict(state["plain"][name]["module"])
-            plain.optimizer.load_state_dict(state["plain"][name]["optimizer"])

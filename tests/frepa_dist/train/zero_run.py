@@ -23,7 +23,6 @@ from frepa_dist.config import RunConfig
 from frepa_dist.methods.registry import METHODS
 from frepa_dist.runs import find_checkpoint
 from frepa_dist.train import engines
-from frepa_dist.train.checkpoint import allow_checkpoint_classes
 from frepa_dist.train.engines import World, process_group
 from frepa_dist.train.loop import Trainer
 from shards.dataset import load_snapshot
@@ -85,7 +84,6 @@ def compare_export(trainer: Trainer, config: RunConfig) -> dict[str, float]:
 def main(dataset: Path, folder: Path) -> None:
     engines.PERSISTENT_ELEMENTS = 1000  # so that weights come and go in small networks too
     engines.LIVE_ELEMENTS = engines.PREFETCH_ELEMENTS = 20_000
-    allow_checkpoint_classes()
     with process_group() as world, Telemetry.serve(None) as telemetry:
         torch.set_num_threads(1)
         whole = create_trainer(make_config(dataset, folder, "whole"), world, telemetry)
