@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from frepa_dist.runs import find_checkpoint, read_metrics
 from tests.frepa_dist.train.test_opponent import all_tensors, run_on_ranks, trace
-from tests.frepa_dist.train.zero_stages import cases
+from tests.frepa_dist.train.zero_cases import cases
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1200)]
 
