@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from frepa_dist.runs import read_json_lines, read_metrics
@@ -67,7 +68,9 @@ def test_a_cut_cable_is_told_on_both_nodes_and_training_comes_back(small_dataset
         print(fault)
     assert {fault["node"] for fault in faults} == {0, 1}
     assert all("hung" in fault["cause"] or "connection" in fault["cause"] for fault in faults)
-    # on one node without a fault, the numbers are the same
+    # on one node without a fault, the numbers are the same, but for how many threads share a sum
     alone = [*command(small_dataset, whole), "--num-ranks", "2"]
     assert subprocess.run(alone, check=False, env=environment, timeout=300).returncode == 0
-    assert steps_of(run) == steps_of(whole)
+    ours, theirs = np.array(steps_of(run)), np.array(steps_of(whole))
+    assert ours[:, 0].tolist() == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
