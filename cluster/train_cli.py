@@ -127,12 +127,16 @@ def check_same_run(given: RunConfig) -> None:
         ConfigError: it differs in something else than what a run resolves for itself.
     """
     from frepa_dist.runs import load_run_config
+    from shards.stores.store import is_remote
 
     stored = load_run_config(given.output)
-    resolved = {"snapshot": stored.data.snapshot} if given.data.snapshot is None else {}
-    data = given.data.model_copy(
-        update={"root": stored.data.root, "cache_dir": stored.data.cache_dir, **resolved}
-    )
+    data = given.data
+    resolved = {
+        "root": data.root if is_remote(data.root) else str(Path(data.root).resolve()),
+        "cache_dir": data.cache_dir and data.cache_dir.resolve(),
+        "snapshot": data.snapshot or stored.data.snapshot,
+    }
+    data = data.model_copy(update=resolved)
     wanted = given.model_copy(update={"data": data, "output": stored.output})
     differing = _differing(wanted.model_dump(mode="json"), stored.model_dump(mode="json"))
     if differing:

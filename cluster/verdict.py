@@ -129,7 +129,9 @@ def find_fault(
     return Fault(f"the launcher ended (status {status}) before the ranks")
 
 
-def describe_hang(rank: int, seconds: float, pulses: Mapping[int, Pulse], stopped: Iterable[int]) -> Fault:
+def describe_hang(
+    rank: int, seconds: float, pulses: Mapping[int, Pulse], stopped: Iterable[int], num_nodes: int = 1
+) -> Fault:
     """Say which rank hangs: one that is stopped, else the one that is behind, else the one silent longest."""
     stopped = sorted(stopped)
     behind = min(pulses, key=lambda number: (pulses[number].step, number), default=rank)
@@ -138,7 +140,7 @@ def describe_hang(rank: int, seconds: float, pulses: Mapping[int, Pulse], stoppe
     elif pulses and pulses[behind].step < max(pulse.step for pulse in pulses.values()):
         who, how = f"rank {behind}", ", behind the others"
     else:
-        who, how = f"rank {rank}", ""
+        who, how = f"rank {rank}", ", waiting for another node or for the network" if num_nodes > 1 else ""
     step = max((pulse.step for pulse in pulses.values()), default=-1)
     when = f"after step {step}" if step >= 0 else "before the first step"
     return Fault(f"{who} hung {when}{how}: no heartbeat for {seconds:.0f} s")

@@ -166,7 +166,7 @@ class Watch:
         if missing:
             rank = min(missing)
             return Fault(f"rank {rank} did not start within {seconds:.0f} s: {self._last_line()}")
-        return describe_hang(rank, seconds, self._pulses, stopped)
+        return describe_hang(rank, seconds, self._pulses, stopped, len(self._nodes.slots))
 
     def _fault(self, gone: list[int], status: int | None) -> Fault:
         missing = set(self._ranks) - set(self._pulses)

@@ -21,7 +21,6 @@ from pathlib import Path
 # before torch is imported: nothing here reads a pickle, and DeepSpeed (weights_only=False) is not to either
 os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
 
-import torch
 import torch.distributed as dist
 
 from frepa_dist.config import RunConfig
@@ -39,13 +38,14 @@ from frepa_dist.runs import (
 )
 from frepa_dist.train.checkpoint import newest_intact
 from frepa_dist.train.engines import World, process_group
+from frepa_dist.train.failures import translate
 from frepa_dist.train.loop import Trainer
 from frepa_dist.train.records import append_event, describe_environment, truncate_metrics, write_outcome
 from frepa_dist.train.stop import Control, stop_when_closed
 from shards.dataset import load_snapshot
 from shards.stores.atomic import replace_text
 from shards.stores.store import is_remote, lock_folder
-from shards.support.errors import ConfigError, DataError, EnvironmentFault, FrepaError
+from shards.support.errors import ConfigError, DataError, FrepaError
 from shards.support.settings import dump_yaml, load_settings
 from shards.support.telemetry import Telemetry
 
@@ -170,26 +170,6 @@ def create_control(run_dir: Path | None, rank: str) -> Control:
     control = Control(Heartbeat(heartbeat_path(run_dir / HEARTBEATS, int(rank))))
     stop_when_closed(0, control, ORPHAN_SECONDS)
     return control
-
-
-def translate(error: Exception) -> tuple[FrepaError | None, bool]:
-    """The error to show to people, None for a bug; and whether another rank's end is behind it."""
-    text = " ".join(str(error).split())
-    if isinstance(error, FrepaError):
-        return error, False
-    if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in text):
-        fault = EnvironmentFault(
-            f"the connection to another rank is lost ({text[:300]})",
-            fix="see the logs of the other ranks; `frepa resume` goes on from the last checkpoint",
-        )
-        return fault, True
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
-        fault = EnvironmentFault(
-            f"out of memory ({text[:300]})",
-            fix="take a smaller train.micro_batch_size (accumulation makes up for it), then resume",
-        )
-        return fault, False
-    return None, False
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -18,6 +18,8 @@ from pathlib import Path
 from frepa_dist.heartbeats import Heartbeat, heartbeat_path
 
 SECONDS = 0.02
+# the launcher kills ranks that have not ended by then, though their checkpoint takes longer
+PATIENCE_SECONDS, CHECKPOINT_SECONDS = 2.0, 3.0
 
 
 def launch(plan: Path, num_ranks: int, run: Path) -> int:
@@ -37,7 +39,7 @@ def launch(plan: Path, num_ranks: int, run: Path) -> int:
     def end(*_: object) -> None:
         for process in ranks:
             process.terminate()
-        time.sleep(0.5)
+        time.sleep(PATIENCE_SECONDS)
         for process in ranks:
             process.kill()
         sys.exit(1)
@@ -71,6 +73,8 @@ def act(rank: int, num_ranks: int, words: str, run: Path) -> int:
             folder = run / "checkpoints" / f"step-{int(next(told)):08d}"
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "manifest.json").write_text("{}")
+        elif word == "slow":  # to save
+            pass
         elif word == "say":
             print(f"rank {rank} says hello", flush=True)
         elif word == "pid":
@@ -99,6 +103,7 @@ def act(rank: int, num_ranks: int, words: str, run: Path) -> int:
                 step += 1
                 heartbeat.beat(step)
                 time.sleep(SECONDS)
+            time.sleep(CHECKPOINT_SECONDS if "slow" in words else 0)
             heartbeat.end("requeue")
             if rank == 0:
                 (run / "outcome.json").write_text(json.dumps({"outcome": "requeue", "step": step}))

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,8 +118,9 @@ def test_the_same_bug_twice_in_one_place_is_not_tried_a_third_time(tmp_path):
 
 
 @pytest.mark.parametrize("whom", ["ask-supervisor", "ask-launcher"])
-def test_who_is_asked_to_stop_ends_with_75(tmp_path, whom):
-    assert run_plan(tmp_path, (f"steps 3 {whom} train", "steps 3 train")) == 75
+def test_whoever_is_asked_to_stop_lets_ranks_save_for_as_long_as_they_need(tmp_path, whom):
+    patient = replace(QUICK, hang_seconds=30)
+    assert run_plan(tmp_path, (f"steps 3 {whom} slow train", "steps 3 slow train"), patience=patient) == 75
     assert outcome(tmp_path)["outcome"] == "requeue"
     assert not causes(tmp_path)
 

@@ -76,6 +76,7 @@ def test_a_hang_names_the_rank_that_is_stopped_or_behind():
     assert describe_hang(2, 60, pulses, []).cause.startswith("rank 1 hung after step 9, behind the others")
     equal = {0: pulse(step=9), 1: pulse(step=9)}
     assert describe_hang(1, 60, equal, []).cause == "rank 1 hung after step 9: no heartbeat for 60 s"
+    assert "another node or for the network" in describe_hang(1, 60, equal, [], num_nodes=2).cause
 
 
 PASSING = Fault("gone", 5)

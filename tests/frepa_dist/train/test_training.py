@@ -212,6 +212,11 @@ def strike(supervisor: int, run: Path, fault: str, seed: int = 0) -> None:
     found = find_processes(supervisor, run)
     if fault == "hang":
         found["rank1"][0].suspend()
+    elif fault == "supervisor":
+        psutil.Process(supervisor).kill()
+    elif fault == "memory":  # as much as it has, and no more
+        rank = found["rank0"][0]
+        rank.rlimit(psutil.RLIMIT_AS, (rank.memory_info().vms,) * 2)
     elif fault == "worker":
         random.Random(seed).choice(found["workers"]).kill()
     else:
@@ -262,6 +267,8 @@ FAULTS = {
     "worker": "a loader process died",
     "all": "ranks 0, 1 were killed",
     "hang": "rank 1 hung",
+    "memory": "rank 0",
+    "supervisor": "",
 }
 
 
@@ -280,8 +287,14 @@ def test_faults_at_random_under_supervision(uninterrupted, dataset, tmp_path):
         with quiet_start([sys.executable, "-m", "cluster.cli", *parts, "--num-ranks", "2"]) as process:
             wait_for_step(process, run, at_step)
             time.sleep(delay)
+            family = psutil.Process(process.pid).children(recursive=True)
             strike(process.pid, run, fault, repeat)
-            assert process.wait(timeout=180) == 0
+            assert process.wait(timeout=180) == (-signal.SIGKILL if fault == "supervisor" else 0)
+        if fault == "supervisor":  # its ranks notice, and save
+            _, alive = psutil.wait_procs(family, timeout=60)
+            assert not alive
+            assert json.loads((run / "outcome.json").read_text())["outcome"] in ("requeue", "done")
+            assert frepa("resume", str(run)).returncode == 0
         print(f"{fault} {delay:.2f} s after step {at_step}: {causes(run)}")
         assert all(FAULTS[fault] in cause for cause in causes(run))
         assert trace(run) == trace(whole)
