@@ -37,9 +37,9 @@ CASES = {
 STEPS = 40
 
 
-def offload(settings: Any, micro_batch_size: int, accumulation: int) -> dict[str, Any]:
+def offload(settings: Any, *sizes: int) -> dict[str, Any]:
     """The configuration of a student whose optimizer is on the host; that of the discriminator as it is."""
-    made = PLAIN_CONFIG(settings, micro_batch_size, accumulation)
+    made = PLAIN_CONFIG(settings, *sizes)
     if settings.zero_stage:
         made["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
         made["zero_force_ds_cpu_optimizer"] = False

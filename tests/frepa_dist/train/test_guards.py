@@ -69,7 +69,7 @@ def assert_same_end(one, other):
     """Weights, moments, teacher, critic and method state, bit for bit."""
     ours, theirs = (all_tensors(find_checkpoint(run)) for run in (one, other))
     assert ours.keys() == theirs.keys()
-    assert any("teachers" in name for name in ours)
+    assert any("/ema/" in name for name in ours)
     assert any("exp_avg" in name for name in ours)
     different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
     assert not different
