@@ -14,20 +14,11 @@ import click
 from cluster.doctor_cli import doctor
 from cluster.evaluate_cli import evaluate_group
 from cluster.model_cli import MODEL_COMMANDS
-from cluster.options import FOLDER, F, set_option
+from cluster.options import FOLDER
 from cluster.shards_cli import shards_group
+from cluster.train_cli import TRAIN_COMMANDS
 from cluster.volume_cli import evaluate_volume
 from shards.support.errors import ConfigError, DataError, FrepaError
-
-
-def ranks_options(function: F) -> F:
-    """Add the options of commands that start training on this machine."""
-    function = click.option(
-        "--num-ranks", type=click.IntRange(min=1), help="Processes; default: one per GPU, else two."
-    )(function)
-    return click.option(
-        "--master-port", type=click.IntRange(1, 65535), help="Port where ranks meet; default: a free one."
-    )(function)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,54 +38,8 @@ def cli(debug: bool) -> None:
 cli.add_command(shards_group)
 evaluate_group.add_command(evaluate_volume)
 cli.add_command(evaluate_group)
-cli.add_command(doctor)
-for model_command in MODEL_COMMANDS:
-    cli.add_command(model_command)
-
-
-@cli.command()
-@click.option("--config", required=True, help="Run config: a file, or the name of a shipped one.")
-@set_option
-@ranks_options
-def pretrain(config: str, overrides: tuple[str, ...], num_ranks: int | None, master_port: int | None) -> None:
-    """Pretrain on this machine through the `deepspeed` launcher.
-
-    On several nodes call the launcher itself:
-    deepspeed --hostfile HOSTS --module frepa_dist.train --config FILE --set ...
-    """
-    from cluster.launch import default_num_ranks, launch_training
-    from frepa_dist.config import RunConfig
-    from frepa_dist.runs import check_unused
-    from shards.read.order import check_batch_sizes
-    from shards.read.views import open_snapshot
-    from shards.support.settings import load_settings
-
-    # what can be found wrong in a second is said before the ranks start
-    run = load_settings(RunConfig, config, overrides)
-    num_ranks = num_ranks or default_num_ranks()
-    check_unused(run.output)
-    check_batch_sizes(run.train.global_batch_size, num_ranks, run.train.micro_batch_size)
-    open_snapshot(run.stream_config())
-    arguments = ["--config", config, *(part for item in overrides for part in ("--set", item))]
-    sys.exit(launch_training(arguments, run.output, num_ranks, master_port))
-
-
-@cli.command()
-@click.argument("run", type=FOLDER)
-@ranks_options
-def resume(run: Path, num_ranks: int | None, master_port: int | None) -> None:
-    """Go on with the run at RUN from its newest whole checkpoint, as it was configured.
-
-    Takes as many ranks as the run had.
-    """
-    from cluster.launch import launch_training
-    from frepa_dist.runs import ENVIRONMENT, find_checkpoint, load_run_config
-
-    load_run_config(run)
-    find_checkpoint(run)
-    if num_ranks is None and (run / ENVIRONMENT).is_file():
-        num_ranks = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))["world_size"]
-    sys.exit(launch_training(["--resume", str(run)], run, num_ranks, master_port))
+for command in (*TRAIN_COMMANDS, doctor, *MODEL_COMMANDS):
+    cli.add_command(command)
 
 
 @cli.command()

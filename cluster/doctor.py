@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from packaging.requirements import Requirement
 
-from cluster.launch import deepspeed_command, free_port
+from cluster.launch import free_port, launch_command, rank_environment
+from cluster.nodes import Nodes
 from shards.support.errors import FrepaError
 
 if TYPE_CHECKING:
@@ -95,13 +96,9 @@ def check_shared_memory() -> Iterator[Finding]:
 
 def check_ranks(num_ranks: int) -> Iterator[Finding]:
     """Do ranks meet, and how fast do they add up gradients?"""
-    import torch
-
-    environment = dict(os.environ)
-    if not torch.cuda.is_available():
-        environment.setdefault("DS_ACCELERATOR", "cpu")
-    visible = environment.get("CUDA_VISIBLE_DEVICES", "") if torch.cuda.is_available() else ""
-    command = deepspeed_command([], num_ranks, free_port(), visible, module="cluster.doctor_ranks")
+    environment, visible = rank_environment()
+    nodes = Nodes((num_ranks,), master_port=free_port())
+    command = launch_command([], nodes, visible, module="cluster.doctor_ranks")
     try:
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=REDUCE_SECONDS, check=False

@@ -1,7 +1,8 @@
-"""Start training through the `deepspeed` launcher on this machine, and say how it ended."""
+"""Start the ranks of this node through DeepSpeed's launcher, and end them."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -9,16 +10,19 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from cluster.nodes import LOCALHOST, Nodes
 from shards.support.errors import EnvironmentFault
 
 
 def free_port() -> int:
     """A port of 127.0.0.1 that nobody listens on now."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((LOCALHOST, 0))
         port: int = probe.getsockname()[1]
         return port
 
@@ -32,11 +36,11 @@ def check_port(port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((LOCALHOST, port))
         except OSError as error:
             raise EnvironmentFault(
                 f"the port is not free: {error.strerror}",
-                where=f"127.0.0.1:{port}",
+                where=f"{LOCALHOST}:{port}",
                 fix="name another with --master-port, or leave the option out",
             ) from error
 
@@ -48,96 +52,145 @@ def default_num_ranks() -> int:
     return torch.cuda.device_count() or min(2, os.cpu_count() or 1)
 
 
-def deepspeed_command(
-    arguments: Sequence[str],
-    num_ranks: int,
-    master_port: int,
-    visible_devices: str = "",
-    *,
-    module: str = "frepa_dist.train",
+def launch_command(
+    arguments: Sequence[str], nodes: Nodes, visible_devices: str = "", *, module: str = "frepa_dist.train"
 ) -> list[str]:
-    """The launcher's command line for ranks on this machine.
+    """Command line of the launcher that starts the ranks of one node and waits for them.
+
+    It is what the `deepspeed` command starts on every node; alone, its exit status is its own.
 
     Args:
         arguments: of the module.
-        num_ranks: processes.
-        master_port: where they meet.
-        visible_devices: CUDA_VISIBLE_DEVICES, empty where it is not set. Given a number of devices, the
-            launcher would drop the variable and take the first ones of the machine.
+        nodes: where the ranks are, with a port.
+        visible_devices: CUDA_VISIBLE_DEVICES, empty where it is not set: the launcher sets the variable anew
+            from the devices it is told.
         module: what every rank runs.
     """
-    launcher = Path(sys.executable).with_name("deepspeed")
-    devices = visible_devices.split(",")[:num_ranks]
-    if visible_devices and all(device.isdigit() for device in devices):
-        place = ["--include", f"localhost:{','.join(devices)}"]
-    else:
-        place = ["--num_accelerators", str(num_ranks)]
+    assert nodes.master_port is not None
+    devices: list[list[int]] = [list(range(slots)) for slots in nodes.slots]
+    own = visible_devices.split(",")[: nodes.slots[nodes.node_rank]]
+    if visible_devices and all(device.isdigit() for device in own):
+        devices[nodes.node_rank] = [int(device) for device in own]
+    world = {f"node-{number}": named for number, named in enumerate(devices)}
     return [
-        *(sys.executable, str(launcher), "--quiet", *place),
-        *("--master_addr", "127.0.0.1", "--master_port", str(master_port)),
+        *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", "--quiet"),
+        f"--world_info={base64.urlsafe_b64encode(json.dumps(world).encode()).decode()}",
+        f"--node_rank={nodes.node_rank}",
+        f"--master_addr={nodes.master_addr}",
+        f"--master_port={nodes.master_port}",
         *("--module", module, *arguments),
     ]
 
 
-def launch_training(
-    arguments: Sequence[str], run_dir: Path, num_ranks: int | None, master_port: int | None
-) -> int:
-    """Train on this machine and return an exit code: that of RUN/outcome.json, which alone is trusted.
-
-    SIGTERM and SIGINT are handed to the launcher and the ranks.
+class Launch:
+    """The launcher and the ranks of one start on this node: one process group.
 
     Args:
-        arguments: of `frepa_dist.train`.
-        run_dir: the run folder, where the outcome is read.
-        num_ranks: processes; None takes `default_num_ranks`.
-        master_port: where they meet; None takes a free one.
+        command: the launcher's command line.
+        environment: its variables.
+        log: file to which the launcher prints, and ranks until they have files of their own.
+
+    Attributes:
+        pid: the launcher's process, and the process group.
     """
-    # here, not at the top, so that `frepa --help` need not import torch
-    import torch
 
-    from frepa_dist.runs import OUTCOME
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        with log.open("ab") as output:
+            # ranks hold the read end of stdin: when it closes, they know that this process is gone
+            self._process = subprocess.Popen(
+                command,
+                env=environment,
+                start_new_session=True,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        self.pid = self._process.pid
 
-    if master_port is not None:
-        check_port(master_port)
-    ranks = num_ranks or default_num_ranks()
-    outcome = run_dir / OUTCOME
-    before = outcome.stat().st_mtime_ns if outcome.is_file() else None
+    def exit_status(self) -> int | None:
+        """How the launcher ended, as `subprocess` says it (-9: by SIGKILL); None while it runs."""
+        return self._process.poll()
+
+    def signal_launcher(self, number: int) -> None:
+        """Send a signal to the launcher alone."""
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+
+    def end(self, patience_seconds: float = 30.0) -> bool:
+        """Kill what is left of the group, and wait until it is gone; whether it is."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        deadline = time.monotonic() + patience_seconds
+        while self._process.poll() is None or group_members(self.pid):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        return True
+
+
+def process_stat(pid: int) -> tuple[str, int] | None:
+    """State (`R`, `S`, `T` stopped, `Z` ended, ...) and process group of a process; None when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()  # the name before it may hold anything
+    return fields[0], int(fields[2])
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is there and has not ended."""
+    stat = process_stat(pid)
+    return stat is not None and stat[0] not in "ZX"
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process stands still by a signal or a debugger."""
+    stat = process_stat(pid)
+    return stat is not None and stat[0] in "Tt"
+
+
+def group_members(group: int) -> list[int]:
+    """Processes of a group that have not ended."""
+    members = []
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            stat = process_stat(int(path.name))
+            if stat is not None and stat[1] == group and stat[0] not in "ZX":
+                members.append(int(path.name))
+    return members
+
+
+def free_shared_memory(nodes: Nodes) -> None:
+    """Remove what DeepSpeed's ranks on CPU leave in shared memory, some 60 MB each, however they end."""
+    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{nodes.master_addr}_{nodes.master_port}_*"
+    for path in Path("/dev/shm").glob(name):  # noqa: S108
+        path.unlink(missing_ok=True)
+
+
+def rank_environment() -> tuple[dict[str, str], str]:
+    """Variables for the launcher, and the CUDA devices that the user allows."""
+    import torch  # here, not at the top, so that `frepa --help` need not import it
+
     environment = dict(os.environ)
     visible = environment.get("CUDA_VISIBLE_DEVICES", "")
     if not torch.cuda.is_available():
         environment.setdefault("DS_ACCELERATOR", "cpu")
         visible = ""
-    port = master_port or free_port()
-    try:
-        code = _run(deepspeed_command(arguments, ranks, port, visible), environment)
-    finally:
-        _free_shared_memory(port)
-    if not outcome.is_file() or outcome.stat().st_mtime_ns == before:
-        return code or 1  # it ended before it owned the run folder
-    said = json.loads(outcome.read_text(encoding="utf-8"))
-    return 0 if said["outcome"] == "done" else int(said.get("code", 1))
+    return environment, visible
 
 
-def _free_shared_memory(port: int) -> None:
-    """Remove what DeepSpeed's ranks on CPU leave in shared memory, some 60 MB each, however they end."""
-    for path in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_{os.getuid()}_127.0.0.1_{port}_*"):  # noqa: S108
-        path.unlink(missing_ok=True)
+def with_port(nodes: Nodes) -> Nodes:
+    """The same nodes with a port to meet on.
 
-
-def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a command to its end, handing on the signals that ask to stop.
-
-    They go to the whole group: DeepSpeed's launcher has a child that starts the ranks, and ends without it.
+    Raises:
+        EnvironmentFault: the port that was named is not free.
     """
-    with subprocess.Popen(command, env=environment, start_new_session=True) as process:
-
-        def hand_on(received: int, _: object) -> None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, received)
-
-        previous = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            return process.wait()
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+    if nodes.master_port is None:
+        return replace(nodes, master_port=free_port())
+    if nodes.is_main and len(nodes.slots) == 1:
+        check_port(nodes.master_port)
+    return nodes

@@ -22,6 +22,7 @@ OWNED_DEEPSPEED_KEYS = frozenset(
         "gradient_accumulation_steps",
         "gradient_clipping",
         "zero_optimization",
+        "zero_force_ds_cpu_optimizer",
         "bf16",
         "fp16",
         "torch_autocast",
@@ -73,7 +74,8 @@ class OpponentConfig(Settings):
         learning_rate: the peak; it rises and falls as the student's does. As `betas`, of Isola et al. (2017).
         betas, weight_decay: of AdamW.
         clipping: largest norm of a discriminator's gradient; None does not clip.
-        zero_stage: ZeRO stage; a discriminator is small, and 0 costs the least communication.
+        zero_stage: ZeRO stage; a discriminator is small, and 0 costs the least communication. 3 is not
+            offered: spectral normalization needs whole weights after each step.
     """
 
     learning_rate: float = Field(2e-4, gt=0)
@@ -81,6 +83,30 @@ class OpponentConfig(Settings):
     weight_decay: float = Field(0.0, ge=0)
     clipping: float | None = Field(1.0, gt=0)
     zero_stage: Literal[0, 1, 2] = 0
+
+
+class GuardConfig(Settings):
+    """What is done about steps whose numbers cannot be right.
+
+    A step in which a loss, a gradient or a critic's weight is not finite on any rank changes nothing, and is
+    written down. No public source states these limits: they are choices.
+
+    Attributes:
+        patience: steps in a row that are skipped before the run goes back to its last checkpoint, from where
+            it passes over the batches of these steps.
+        most_returns: how often it goes back without having made a new checkpoint in between; then it ends.
+        spike_deviations: a loss is a spike where it is above the median of recent ones by more than this many
+            standard deviations (1.4826 times the median distance from the median, at least 1 % of it).
+            None looks for none.
+        spike_window: how many recent losses that are.
+        skip_spikes: whether spikes are skipped as well; else they are written down.
+    """
+
+    patience: int = Field(5, ge=1)
+    most_returns: int = Field(2, ge=0)
+    spike_deviations: float | None = Field(10.0, gt=0)
+    spike_window: int = Field(200, ge=20)
+    skip_spikes: bool = False
 
 
 class TrainConfig(Settings):
@@ -95,12 +121,22 @@ class TrainConfig(Settings):
         min_learning_rate: where the cosine ends.
         gradient_clipping: largest norm of the student's gradient; None does not clip.
         precision: `bf16` keeps fp32 master weights; MINE's critic and the EMA teacher stay in fp32.
-        zero_stage: ZeRO stage of the student engine.
+        zero_stage: ZeRO stage of the student engine. 1 cuts the optimizer among the ranks, 2 the gradients
+            too, 3 also the weights, and with them the EMA teacher; all train the same.
+        offload_optimizer: keep the student's master weights and moments in the host's memory, and step
+            there; from ZeRO stage 1 on. It saves a GPU 12 bytes per parameter it steps, and takes time.
         critic_learning_rate, critic_clipping: of plain modules that train beside the engine (MINE's critic).
         opponent: how discriminators are trained.
         compile: run the student through torch.compile; the first steps take longer.
         checkpoint_every: steps between checkpoints; the last step always makes one.
         keep_checkpoints: how many of the newest are kept.
+        keep_every: checkpoints of steps that are multiples of this are kept as well.
+        keep_best: the checkpoint with the smallest value of this logged metric is kept as well; with a minus
+            before its name (`-teacher/agreement`) the largest. Values are means since the log line before.
+        checkpoint_failures: so many checkpoints in a row that cannot be written (disk full) end the run; with
+            fewer it goes on, and says so.
+        guard: what is done about steps whose numbers cannot be right.
+        log_keys: write the keys of the samples of every step to RUN/keys: what was used can be counted there.
         metrics_port: rank r serves Prometheus metrics on this port + r of 127.0.0.1; None serves none.
         deepspeed: more of DeepSpeed's configuration for the student's engine, passed through.
     """
@@ -116,7 +152,8 @@ class TrainConfig(Settings):
     betas: tuple[float, float] = (0.9, 0.95)
     gradient_clipping: float | None = Field(None, gt=0)
     precision: Literal["fp32", "bf16"] = "bf16"
-    zero_stage: Literal[0, 1, 2] = 2
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    offload_optimizer: bool = False
     critic_learning_rate: float = Field(1e-4, gt=0)
     critic_clipping: float | None = Field(1.0, gt=0)
     opponent: OpponentConfig = OpponentConfig()
@@ -125,6 +162,11 @@ class TrainConfig(Settings):
     log_every: int = Field(10, ge=1)
     checkpoint_every: int = Field(500, ge=1)
     keep_checkpoints: int = Field(3, ge=1)
+    keep_every: int | None = Field(None, ge=1)
+    keep_best: str | None = None
+    checkpoint_failures: int = Field(3, ge=1)
+    guard: GuardConfig = GuardConfig()
+    log_keys: bool = False
     metrics_port: int | None = Field(None, ge=1024, le=65535)
     deepspeed: dict[str, Any] = Field(default_factory=dict)
 
@@ -137,6 +179,10 @@ class TrainConfig(Settings):
                 f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size "
                 f"{self.micro_batch_size}"
             )
+        if self.offload_optimizer and not self.zero_stage:
+            raise ValueError("offload_optimizer needs a zero_stage of 1, 2 or 3")
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile does not go with zero_stage 3: weights come and go between its layers")
         owned = sorted(OWNED_DEEPSPEED_KEYS & set(self.deepspeed))
         if owned:
             raise ValueError(f"deepspeed: {', '.join(owned)} follow from the other settings of `train`")

@@ -3,8 +3,11 @@
 RUN/config.yaml          the resolved configuration, with the snapshot it is pinned to
 RUN/environment.json     versions of what computed it
 RUN/metrics.jsonl        a JSON line per logged step
-RUN/events.jsonl         a JSON line per start, checkpoint, skipped sample, failure
+RUN/events.jsonl         a JSON line per start, checkpoint, skipped sample or step, fault, restart
+RUN/keys/rank-R.jsonl    with `train.log_keys`: a JSON line per step, the keys of the samples it was given
 RUN/outcome.json         how the last start ended; it alone decides (launchers' exit codes cannot be trusted)
+RUN/logs/rank-R.log      what rank R printed, of all supervised starts; launcher-N.log of node N's launcher
+RUN/heartbeats/          what each rank last said of itself, where a supervisor listens
 RUN/checkpoints/latest   name of the newest complete checkpoint
 RUN/checkpoints/step-*/  a checkpoint; student.safetensors in it holds the student's fp32 weights
 """
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 CONFIG, METRICS, EVENTS, OUTCOME = "config.yaml", "metrics.jsonl", "events.jsonl", "outcome.json"
 ENVIRONMENT, CHECKPOINTS, LATEST, LOCK = "environment.json", "checkpoints", "latest", ".lock"
+KEYS = "keys"
+LOGS, HEARTBEATS = "logs", "heartbeats"
 STUDENT_WEIGHTS, MANIFEST = "student.safetensors", "manifest.json"
 
 

@@ -59,7 +59,8 @@ class Losses:
         terms: 0-dim tensors by name; a term that is switched off is not there.
         weights: the weight of each term.
         metrics: detached 0-dim tensors to log. They are means over the rows of the micro-batch, but for
-            those whose name ends in `_max`.
+            those whose name ends in `_max`. A guard tells that it acts by `.../skipped` (a share above 0) or
+            `.../multiplier` (below 1): the loop writes an event when that begins and ends.
         outputs: detached tensors of this micro-batch that `opponent_losses` needs.
     """
 

@@ -8,7 +8,9 @@ device alone knows no autocast). Counted are
   optimizer are not.
 - activations: the most bytes of tensors alive at once in a micro-batch, beyond weights and gradients. Not
   counted are workspaces of libraries, fragmentation and the CUDA context (half a GB, about).
-- weights, gradients, optimizer: by formula, as DeepSpeed keeps them in ZeRO stage 0 to 2 without offloading.
+- weights, gradients, optimizer: by formula, as DeepSpeed keeps them in ZeRO stage 0 to 3. In stage 3 the
+  weights are this GPU's partition and those that are gathered at a time, and the EMA teacher is this GPU's
+  partition: it is whole only while there are no activations. What is offloaded to the host is not counted.
 
 The step is the last one of a run, when every term is on.
 """
@@ -34,7 +36,12 @@ from frepa_dist.models.counters import LiveBytes, create_counter
 from frepa_dist.models.vit_mae import use_fused_attention
 
 DECODER_PARTS = ("decoder", "neck", "mask_token")
-BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default `reduce_bucket_size`
+# What engines are told, in elements. Gradients are reduced so many at a time, or all of a smaller network.
+BUCKET_ELEMENTS = 500_000_000
+# Of ZeRO 3: parameters up to the first stay whole on every rank, for gathering them one by one would cost
+# more than they take; of other layers so many stay gathered, or are gathered ahead. DeepSpeed's default, a
+# billion, is more than all of a ViT-L: nothing would ever be given up.
+PERSISTENT_ELEMENTS, LIVE_ELEMENTS, PREFETCH_ELEMENTS = 100_000, 100_000_000, 25_000_000
 LAST_STEP = StepInfo(step=999_999, total_steps=1_000_000, seed=0)
 FP32, MASTER_AND_ADAM, ADAM = 4, 12, 8  # bytes of a parameter
 
@@ -244,33 +251,41 @@ def _static_memory(
     for name, spec in specs.items():
         number, learning = parameters[name], trained[name]
         if spec.kind in ("engine", "opponent"):
-            stage, precision = train.zero_stage, train.precision
+            stage, precision, offload = train.zero_stage, train.precision, train.offload_optimizer
             if spec.kind == "opponent":  # they stay in fp32
-                stage, precision = train.opponent.zero_stage, "fp32"
-            made = engine_memory(number, learning, precision, stage, ranks)
+                stage, precision, offload = train.opponent.zero_stage, "fp32", False
+            made = engine_memory(number, learning, precision, stage, ranks, offload=offload)
             if stage:
-                made["buckets"] = BUCKET_ELEMENTS * (2 if precision == "bf16" else FP32)
+                made["buckets"] = min(BUCKET_ELEMENTS, learning) * (2 if precision == "bf16" else FP32)
             for key, value in made.items():
                 memory[key] += value
         elif spec.kind == "plain":
             memory["other networks"] += number * (FP32 + FP32 + ADAM)
+        elif spec.kind == "ema" and train.zero_stage == 3:
+            memory["other networks"] += number * FP32 // ranks
         else:
             memory["other networks"] += number * FP32
     return memory
 
 
-def engine_memory(number: int, trained: int, precision: str, stage: int, ranks: int) -> dict[str, int]:
+def engine_memory(
+    number: int, trained: int, precision: str, stage: int, ranks: int, *, offload: bool = False
+) -> dict[str, int]:
     """Bytes per GPU of a DeepSpeed engine: weights, gradients, and the optimizer with its master weights.
 
     In bf16 weights and gradients take 2 bytes, master weights and Adam's moments 12. Stage 1 cuts the
-    optimizer among the ranks, stage 2 the gradients too. In fp32 there is no master copy in stage 0.
+    optimizer among the ranks, stage 2 the gradients too, stage 3 the weights too, but for those that are
+    gathered at a time. In fp32 there is no master copy in stage 0. An offloaded optimizer is on the host.
     """
     size = 2 if precision == "bf16" else FP32
     optimizer = ADAM if precision == "fp32" and stage == 0 else MASTER_AND_ADAM
+    weights = number * size
+    if stage == 3:
+        weights = weights // ranks + min(number, LIVE_ELEMENTS) * size
     return {
-        "weights": number * size,
-        "gradients": trained * size // (ranks if stage == 2 else 1),
-        "optimizer": trained * optimizer // (ranks if stage else 1),
+        "weights": weights,
+        "gradients": trained * size // (ranks if stage >= 2 else 1),
+        "optimizer": 0 if offload else trained * optimizer // (ranks if stage else 1),
     }
 
 

@@ -17,6 +17,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from frepa_dist.config import TrainConfig
+from frepa_dist.models.cost import (
+    BUCKET_ELEMENTS,
+    LIVE_ELEMENTS,
+    PERSISTENT_ELEMENTS,
+    PREFETCH_ELEMENTS,
+)
 from shards.support.errors import EnvironmentFault
 
 
@@ -132,6 +138,7 @@ class EngineSettings:
         zero_stage: ZeRO stage.
         bf16: whether the engine holds the module in bf16, and masters in fp32.
         more: more of DeepSpeed's configuration.
+        offload_optimizer: whether masters and moments live, and the optimizer steps, in the host's memory.
     """
 
     learning_rate: float
@@ -141,6 +148,7 @@ class EngineSettings:
     zero_stage: int
     bf16: bool
     more: Mapping[str, Any]
+    offload_optimizer: bool = False
 
 
 def student_settings(config: TrainConfig) -> EngineSettings:
@@ -153,6 +161,7 @@ def student_settings(config: TrainConfig) -> EngineSettings:
         zero_stage=config.zero_stage,
         bf16=config.precision == "bf16",
         more=config.deepspeed,
+        offload_optimizer=config.offload_optimizer,
     )
 
 
@@ -170,12 +179,34 @@ def opponent_settings(config: TrainConfig) -> EngineSettings:
     )
 
 
-def deepspeed_config(settings: EngineSettings, micro_batch_size: int, accumulation: int) -> dict[str, Any]:
-    """The DeepSpeed configuration that follows from ours."""
+def zero_config(settings: EngineSettings, num_trained: int) -> dict[str, Any]:
+    """The part of the DeepSpeed configuration that is about ZeRO, for a network of so many parameters."""
+    # DeepSpeed makes the buffer of gradients as large as this, whatever the size of the network
+    bucket = min(BUCKET_ELEMENTS, max(num_trained, 1))
+    made: dict[str, Any] = {"stage": settings.zero_stage, "reduce_bucket_size": bucket}
+    if settings.zero_stage == 3:
+        made |= {
+            "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
+            "stage3_max_live_parameters": LIVE_ELEMENTS,
+            "stage3_max_reuse_distance": LIVE_ELEMENTS,
+            "stage3_prefetch_bucket_size": PREFETCH_ELEMENTS,
+        }
+    if settings.offload_optimizer:
+        # memory is pinned for copies from and to an accelerator
+        made["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return made
+
+
+def deepspeed_config(
+    settings: EngineSettings, num_trained: int, micro_batch_size: int, accumulation: int
+) -> dict[str, Any]:
+    """The DeepSpeed configuration that follows from ours, for a network of `num_trained` parameters."""
     made: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": accumulation,
-        "zero_optimization": {"stage": settings.zero_stage},
+        "zero_optimization": zero_config(settings, num_trained),
+        # torch's fused AdamW knows the CPU too; DeepSpeed's own would have to be compiled there
+        "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": settings.bf16},
         # DeepSpeed clips at 1 where nothing is said; at infinity it still tells the norm
         "gradient_clipping": math.inf if settings.clipping is None else settings.clipping,
@@ -208,10 +239,11 @@ def create_engine(
         betas=settings.betas,
         fused=True,
     )
+    num_trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     engine, *_ = deepspeed.initialize(
         model=module,
         optimizer=optimizer,
-        config=deepspeed_config(settings, micro_batch_size, accumulation),
+        config=deepspeed_config(settings, num_trained, micro_batch_size, accumulation),
         dist_init_required=False,
     )
     return engine

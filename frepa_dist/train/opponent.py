@@ -55,7 +55,7 @@ class OpponentSubmodule:
             self._set_trainable(False)
 
     def train(self, compute: Callable[[], Losses | None]) -> Losses | None:
-        """Train on one micro-batch; at the last of a global batch the engine applies the step.
+        """Learn from one micro-batch, without a step; after it comes `step`, unless it rests.
 
         Args:
             compute: calls the network and gives its losses; None: it rests.
@@ -65,8 +65,12 @@ class OpponentSubmodule:
             total, losses = self.own.call(compute)
             if losses is not None:
                 self.own.backward(total)
-                self.own.step()
         return losses
+
+    def step(self) -> None:
+        """End a micro-batch; at the last of a global batch the engine applies the step."""
+        with self.learning():
+            self.own.step()
 
     def after_step(self) -> None:
         """Let the network follow its new weights, where it has something that does."""

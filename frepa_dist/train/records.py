@@ -15,9 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frepa_dist.runs import EVENTS, METRICS, OUTCOME, read_metrics
+from frepa_dist.journal import append_event, append_line, write_outcome
+from frepa_dist.runs import METRICS, read_metrics
 from frepa_dist.train.engines import World
 from shards.stores.atomic import replace_text
+
+__all__ = [
+    "Averages",
+    "PhaseTimer",
+    "append_event",
+    "append_line",
+    "describe_environment",
+    "truncate_metrics",
+    "write_outcome",
+]
 
 
 class PhaseTimer:
@@ -75,26 +86,10 @@ class Averages:
         return result
 
 
-def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one JSON line."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
-
-
-def append_event(run_dir: Path, event: str, **details: Any) -> None:
-    """Append to the run's event log."""
-    append_line(run_dir / EVENTS, {"time": round(time.time(), 3), "event": event, **details})
-
-
 def truncate_metrics(run_dir: Path, step: int) -> None:
     """Drop the lines after `step`: the steps that a crash undid are computed, and written, again."""
     kept = [record for record in read_metrics(run_dir) if record["step"] <= step]
     replace_text(run_dir / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
-
-
-def write_outcome(run_dir: Path, outcome: str, step: int, **details: Any) -> None:
-    """Write how this start ended: `done` or `failed` (step -1: the rank that says so may not know it)."""
-    replace_text(run_dir / OUTCOME, json.dumps({"outcome": outcome, "step": step, **details}) + "\n")
 
 
 def describe_environment(world: World) -> dict[str, Any]:

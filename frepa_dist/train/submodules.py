@@ -1,66 +1,25 @@
 """Submodules of a run under one lifecycle: build, wrap or not, after_step, state, metrics.
 
 A method declares what it needs (`SubmoduleSpec`); this registry decides how each lives: the student as a
-DeepSpeed engine, a discriminator as another, its EMA teacher in fp32 on every rank, MINE's critic as a plain
+DeepSpeed engine, a discriminator as another, its EMA teacher in fp32 (`train.ema`), MINE's critic as a plain
 fp32 module with its own optimizer, a frozen encoder as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from frepa_dist.config import TrainConfig
 from frepa_dist.methods.base import Method, StepInfo, SubmoduleSpec
 from frepa_dist.models.vit_mae import use_fused_attention
-from frepa_dist.train.engines import Autocast, EngineSubmodule, World, student_settings
+from frepa_dist.train.ema import EmaSubmodule, PartitionedEma, Teacher
+from frepa_dist.train.engines import EngineSubmodule, World, student_settings
 from frepa_dist.train.opponent import OpponentSubmodule
 from frepa_dist.train.schedule import learning_rate, opponent_learning_rate
-
-
-class EmaSubmodule:
-    """An exponential moving average of an engine's module, whole on every rank, in fp32.
-
-    In bf16 an update by (1 - 0.999) would be rounded away. The lerp needs no communication: under ZeRO 0-2
-    every rank holds all of the student's weights.
-    """
-
-    def __init__(self, module: nn.Module, source: nn.Module, world: World, precision: str) -> None:
-        self.module = module.to(world.device, torch.float32).eval().requires_grad_(False)
-        own = dict(self.module.named_parameters())
-        # what is not trained stays as it was copied: in the engine it may be rounded to bf16
-        self._names = [name for name, p in source.named_parameters() if name in own and p.requires_grad]
-        self._source = source
-        self._autocast = precision == "bf16"
-        self._device = world.device
-
-    @property
-    def call(self) -> nn.Module:
-        """The teacher under the student's autocast."""
-        return Autocast(self.module, self._device.type) if self._autocast else self.module
-
-    def _pairs(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The teacher's parameters and the student's of the same names, both in fp32."""
-        own, source = dict(self.module.named_parameters()), dict(self._source.named_parameters())
-        return [own[n].data for n in self._names], [source[n].data.float() for n in self._names]
-
-    @torch.no_grad()
-    def after_step(self, momentum: float) -> None:
-        """Move the teacher toward the student by (1 - momentum)."""
-        teacher, student = self._pairs()
-        torch._foreach_lerp_(teacher, student, 1.0 - momentum)
-
-    @torch.no_grad()
-    def distance(self) -> Tensor:
-        """Norm of teacher minus student over the norm of the student; 0-dim."""
-        teacher, student = self._pairs()
-        apart = torch.stack(torch._foreach_norm(torch._foreach_sub(teacher, student))).norm()
-        whole = torch.stack(torch._foreach_norm(student)).norm()
-        return torch.div(apart, whole.clamp_min(1e-12))
 
 
 class PlainSubmodule:
@@ -130,7 +89,7 @@ class Submodules:
             built["student"].to(world.device), student_settings(config), config.micro_batch_size, accumulation
         )
         self.opponents: dict[str, OpponentSubmodule] = {}
-        self.teachers: dict[str, EmaSubmodule] = {}
+        self.teachers: dict[str, Teacher] = {}
         self.plain: dict[str, PlainSubmodule] = {}
         self.frozen: dict[str, nn.Module] = {}
         for name, spec in specs.items():
@@ -138,12 +97,13 @@ class Submodules:
                 self.opponents[name] = OpponentSubmodule(built[name], config, accumulation, world)
             elif spec.kind == "ema":
                 source = self.student.module
-                self.teachers[name] = EmaSubmodule(built[name], source, world, config.precision)
+                kind = PartitionedEma if config.zero_stage == 3 else EmaSubmodule
+                self.teachers[name] = kind(built[name], source, world, config.precision)
             elif spec.kind == "plain":
                 self.plain[name] = PlainSubmodule(built[name], config, world)
             elif spec.kind == "frozen":
                 self.frozen[name] = built[name].to(world.device).eval().requires_grad_(False)
-        called: dict[str, EngineSubmodule | OpponentSubmodule | EmaSubmodule | PlainSubmodule]
+        called: dict[str, EngineSubmodule | OpponentSubmodule | Teacher | PlainSubmodule]
         called = {"student": self.student, **self.opponents, **self.teachers, **self.plain}
         self.nets: Mapping[str, nn.Module] = {
             **{name: submodule.call for name, submodule in called.items()},
@@ -162,6 +122,11 @@ class Submodules:
             rate = opponent_learning_rate(self._config, info.step, info.total_steps)
             opponent.own.set_learning_rate(rate)
 
+    def end_targets(self) -> None:
+        """Give up what only targets need; once per step, on all ranks."""
+        for teacher in self.teachers.values():
+            teacher.release()
+
     def after_step(self, info: StepInfo) -> None:
         """Step the plain modules, move the teachers, let opponents follow; once per step, on all ranks."""
         for plain in self.plain.values():
@@ -173,21 +138,3 @@ class Submodules:
                 teacher.after_step(spec.momentum(info))
         for opponent in self.opponents.values():
             opponent.after_step()
-
-    def state_dict(self) -> dict[str, Any]:
-        """What DeepSpeed does not save: teachers, plain modules and their optimizers. Equal on all ranks."""
-        return {
-            "teachers": {name: t.module.state_dict() for name, t in self.teachers.items()},
-            "plain": {
-                name: {"module": p.module.state_dict(), "optimizer": p.optimizer.state_dict()}
-                for name, p in self.plain.items()
-            },
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        for name, teacher in self.teachers.items():
-            teacher.module.load_state_dict(state["teachers"][name])
-        for name, plain in self.plain.items():
-            plain.module.load_state_dict(state["plain"][name]["module"])
-            plain.optimizer.load_state_dict(state["plain"][name]["optimizer"])

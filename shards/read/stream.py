@@ -14,6 +14,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 
 import cv2
@@ -206,9 +207,19 @@ def _worker_context() -> BaseContext:
     A plain fork copies locks that threads of the trainer (NCCL, OpenMP, pinning) hold at that moment, and its
     CUDA state, and makes the death of a worker a signal that strikes anywhere in the trainer's code. Spawning
     imports torch in each worker; a fork server imports it once.
+
+    Launchers send SIGTERM, and batch systems SIGUSR1, to whole process trees. They are for the trainer to
+    answer, which may still need batches: the fork server and its workers are born with both blocked.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1,))
+    try:
+        resource_tracker.ensure_running()  # it leaves SIGTERM unblocked here (Python 3.11)
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
     return context
 
 

@@ -98,6 +98,8 @@ def test_a_number_as_yaml_1_1_misreads_it_is_a_number():
         ({"epochs": 2}, "exactly one"),
         ({"steps": None}, "exactly one"),
         ({"micro_batch_size": 48}, "not a multiple"),
+        ({"offload_optimizer": True, "zero_stage": 0}, "offload_optimizer needs"),
+        ({"compile": True, "zero_stage": 3}, "compile does not go"),
         ({"deepspeed": {"bf16": {"enabled": True}}}, "bf16 follow"),
     ],
 )

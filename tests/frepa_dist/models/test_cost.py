@@ -23,6 +23,7 @@ from frepa_dist.models.cost import (
     fake_batch,
 )
 from frepa_dist.models.counters import LiveBytes, create_counter
+from frepa_dist.models.vit_mae import create_vit_mae
 
 MIB = 2**20
 
@@ -205,6 +206,7 @@ def test_every_network_of_retmae_is_counted():
         ("bf16", 0, (200, 200, 1200)),
         ("bf16", 1, (200, 200, 300)),
         ("bf16", 2, (200, 50, 300)),
+        ("bf16", 3, (250, 50, 300)),
     ],
 )
 def test_bytes_of_an_engine(precision, stage, expected):
@@ -213,7 +215,26 @@ def test_bytes_of_an_engine(precision, stage, expected):
 
 def test_the_reduction_s_bucket_is_there_from_stage_1_on():
     memory = [count_cost(config(mae(), zero_stage=stage)).memory["buckets"] for stage in (0, 1)]
-    assert memory == [0, 4 * 500_000_000]
+    trained = sum(p.numel() for p in create_vit_mae("tiny", image_size=64).parameters() if p.requires_grad)
+    assert memory == [0, 4 * trained]
+
+
+def test_an_offloaded_optimizer_takes_nothing_of_a_gpu():
+    assert engine_memory(100, 100, "bf16", 3, ranks=4, offload=True)["optimizer"] == 0
+    settings = {"zero_stage": 2, "precision": "bf16"}
+    here, there = (
+        count_cost(config(mae(), **settings, offload_optimizer=offload), ranks=2) for offload in (False, True)
+    )
+    assert here.memory["optimizer"] > 0 == there.memory["optimizer"]
+    assert here.memory["weights"] == there.memory["weights"]
+
+
+def test_stage_3_cuts_the_teacher_too():
+    method = {"name": "retmae", "model": {"size": "tiny", "image_size": 64}}
+    whole, cut = (count_cost(config(method, zero_stage=stage), ranks=4) for stage in (2, 3))
+    teacher = 4 * whole.parameters["teacher"]
+    apart = whole.memory["other networks"] - cut.memory["other networks"]
+    assert apart == teacher - teacher // 4
 
 
 def test_every_network_of_frepa_is_counted():

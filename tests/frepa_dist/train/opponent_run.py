@@ -17,7 +17,6 @@ import torch
 from frepa_dist.config import RunConfig
 from frepa_dist.methods.registry import METHODS
 from frepa_dist.runs import find_checkpoint
-from frepa_dist.train.checkpoint import allow_checkpoint_classes
 from frepa_dist.train.engines import World, process_group
 from frepa_dist.train.loop import Trainer
 from shards.dataset import load_snapshot
@@ -53,7 +52,6 @@ def create_trainer(config: RunConfig, world: World, telemetry: Telemetry) -> Tra
 
 def main(dataset: Path, folder: Path) -> None:
     METHODS["pair"] = Pair
-    allow_checkpoint_classes()
     with process_group() as world, Telemetry.serve(None) as telemetry:
         torch.set_num_threads(1)
         create_trainer(make_config(dataset, folder / "whole"), world, telemetry).run()

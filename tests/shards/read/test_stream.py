@@ -274,6 +274,19 @@ def test_the_death_of_a_worker_is_an_error(stream_root, after):
         list(batches)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_what_asks_all_processes_to_stop_is_for_the_trainer_to_answer(stream_root, number):
+    stream = stream_of(stream_root, num_workers=1)
+    batches = stream.batches(0)
+    next(batches)
+    worker = stream._loader._iterator._workers[0].pid
+    server = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
+    for process in (server, worker):
+        os.kill(process, number)
+    assert len(list(batches)) == stream.num_batches(0) - 1
+    assert len(list(stream.batches(1))) == stream.num_batches(1)
+
+
 TRAINER = """
 import sys, time
 from pathlib import Path

@@ -1,0 +1,196 @@
+"""`frepa pretrain`, `frepa resume` and `frepa status`. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cluster.options import FOLDER, F, set_option
+from shards.support.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cluster.nodes import Nodes
+    from cluster.verdict import Patience
+    from frepa_dist.config import RunConfig
+
+NODE_KEYS = ("num_ranks", "num_nodes", "node_rank", "master_addr", "master_port", "hostfile")
+
+
+def nodes_options(function: F) -> F:
+    """Add the options of commands that start training."""
+    for option in reversed(
+        (
+            click.option(
+                "--num-ranks",
+                type=click.IntRange(min=1),
+                help="Processes on this node; default: one per GPU, else two.",
+            ),
+            click.option(
+                "--num-nodes", type=click.IntRange(min=1), help="Nodes; default: as srun says, or 1."
+            ),
+            click.option("--node-rank", type=click.IntRange(min=0), help="Which of them this is."),
+            click.option("--master-addr", help="Address of node 0."),
+            click.option(
+                "--master-port",
+                type=click.IntRange(1, 65535),
+                help="Port where ranks meet; default: a free one, on several nodes 29500.",
+            ),
+            click.option("--hostfile", type=FOLDER, help="Nodes as lines NAME slots=N, as for deepspeed."),
+            click.option(
+                "--max-restarts",
+                type=click.IntRange(min=0),
+                default=5,
+                show_default=True,
+                help="Restarts in a row without a new checkpoint between them.",
+            ),
+            click.option(
+                "--hang-seconds",
+                type=click.FloatRange(min=1),
+                default=600,
+                show_default=True,
+                help="A rank that shows no progress for so long counts as dead.",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def read_nodes(options: dict[str, Any], default_ranks: int | None = None) -> Nodes:
+    """Find out from the options and the environment where the ranks are."""
+    from cluster.launch import default_num_ranks
+    from cluster.nodes import NodeOptions, find_nodes
+
+    named = NodeOptions(**{key: options[key] for key in NODE_KEYS})
+    default = default_ranks or options["num_ranks"] or default_num_ranks()
+    return find_nodes(named, os.environ, default)
+
+
+def read_patience(options: dict[str, Any]) -> Patience:
+    """When to restart, as the options say."""
+    from cluster.verdict import Patience
+
+    return Patience(max_restarts=options["max_restarts"], hang_seconds=options["hang_seconds"])
+
+
+@click.command()
+@click.option("--config", required=True, help="Run config: a file, or the name of a shipped one.")
+@set_option
+@click.option(
+    "--or-resume", is_flag=True, help="Go on where `output` holds this run already (requeued jobs)."
+)
+@nodes_options
+def pretrain(config: str, overrides: tuple[str, ...], or_resume: bool, **options: Any) -> None:
+    r"""Pretrain, and start again after faults, from the last checkpoint.
+
+    SIGTERM, SIGUSR1 and Ctrl-C stop it with a checkpoint and exit code 75. On several nodes, start the same
+    command once on each:
+
+    \b
+    srun --ntasks-per-node=1 frepa pretrain --or-resume --config FILE ...
+    frepa pretrain --num-nodes 4 --node-rank R --master-addr HOST0 ...
+    frepa pretrain --hostfile HOSTS --node-rank R ...
+
+    `deepspeed --hostfile HOSTS --module frepa_dist.train --config FILE` trains too, without supervision.
+    """
+    from cluster.supervise import supervise
+    from frepa_dist.config import RunConfig
+    from frepa_dist.runs import CONFIG, check_unused
+    from shards.read.order import check_batch_sizes
+    from shards.read.views import open_snapshot
+    from shards.support.settings import load_settings
+
+    # what can be found wrong in a second is said before the ranks start
+    run = load_settings(RunConfig, config, overrides)
+    nodes = read_nodes(options)
+    check_batch_sizes(run.train.global_batch_size, nodes.world_size, run.train.micro_batch_size)
+    arguments = ["--config", config, *(part for item in overrides for part in ("--set", item))]
+    if or_resume and (run.output / CONFIG).is_file():
+        check_same_run(run)
+        arguments = ["--resume", str(run.output), "--or-begin"]
+    elif nodes.is_main:  # node 0 may have begun to write before another one looks
+        check_unused(run.output)
+    open_snapshot(run.stream_config())
+    sys.exit(supervise(arguments, run.output, nodes, read_patience(options)))
+
+
+def check_same_run(given: RunConfig) -> None:
+    """Make sure that the run in `output` is the one that a config describes.
+
+    Raises:
+        ConfigError: it differs in something else than what a run resolves for itself.
+    """
+    from frepa_dist.runs import load_run_config
+    from shards.stores.store import is_remote
+
+    stored = load_run_config(given.output)
+    data = given.data
+    resolved = {
+        "root": data.root if is_remote(data.root) else str(Path(data.root).resolve()),
+        "cache_dir": data.cache_dir and data.cache_dir.resolve(),
+        "snapshot": data.snapshot or stored.data.snapshot,
+    }
+    data = data.model_copy(update=resolved)
+    wanted = given.model_copy(update={"data": data, "output": stored.output})
+    differing = _differing(wanted.model_dump(mode="json"), stored.model_dump(mode="json"))
+    if differing:
+        raise ConfigError(
+            f"this folder holds another run: {', '.join(differing)} differ",
+            where=given.output,
+            fix=f"`frepa resume {given.output}` to go on as it was, or another output",
+        )
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ."""
+    found = []
+    for key in sorted({*one, *other}):
+        ours, theirs = one.get(key), other.get(key)
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            found += _differing(ours, theirs, f"{prefix}{key}.")
+        elif ours != theirs:
+            found.append(prefix + key)
+    return found
+
+
+@click.command()
+@click.argument("run", type=FOLDER)
+@nodes_options
+def resume(run: Path, **options: Any) -> None:
+    """Go on with the run at RUN from its newest whole checkpoint, as it was configured.
+
+    Takes as many ranks as the run had, unless told otherwise: the global batch and the order of samples stay.
+    See `frepa pretrain` for stopping, restarts and several nodes.
+    """
+    from cluster.supervise import supervise
+    from frepa_dist.runs import ENVIRONMENT, find_checkpoint, load_run_config
+
+    load_run_config(run)
+    find_checkpoint(run)
+    had = None
+    if options["num_ranks"] is None and (run / ENVIRONMENT).is_file():
+        had = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))["world_size"]
+    nodes = read_nodes(options, had)
+    if had is not None and len(nodes.slots) > 1 and nodes.world_size != had:
+        nodes = read_nodes(options)  # it had `had` ranks over all nodes
+    sys.exit(supervise(["--resume", str(run)], run, nodes, read_patience(options)))
+
+
+@click.command()
+@click.argument("run", type=FOLDER)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(run: Path, as_json: bool) -> None:
+    """Say how far RUN is, whether it runs, and what went wrong."""
+    from frepa_dist.status import describe_run
+
+    found = describe_run(run)
+    click.echo(json.dumps(asdict(found)) if as_json else found.describe())
+
+
+TRAIN_COMMANDS = (pretrain, resume, status)

@@ -1,0 +1,183 @@
+"""The supervisor with real processes that follow a script in place of training (scripted_ranks.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster.launch import group_members, is_alive
+from cluster.nodes import Nodes
+from cluster.supervise import supervise
+from cluster.verdict import Patience
+from frepa_dist.runs import read_json_lines
+from shards.stores.store import lock_folder
+from shards.support.errors import EnvironmentFault
+
+SCRIPT = Path(__file__).with_name("scripted_ranks.py")
+QUICK = Patience(max_restarts=2, hang_seconds=2.5, backoff_seconds=0.01, grace_seconds=0.3, poll_seconds=0.02)
+
+
+def run_plan(
+    run: Path, *starts: tuple[str, ...], patience: Patience = QUICK, slots: tuple[int, ...] = ()
+) -> int:
+    """Supervise starts in each of which each rank does as it is told."""
+    run.mkdir(exist_ok=True)
+    (run / "supervisor").write_text(str(os.getpid()))
+    plan = run / "plan.json"
+    plan.write_text(json.dumps(starts))
+
+    def command(arguments, nodes, _):
+        return [sys.executable, str(SCRIPT), str(plan), str(len(nodes.local_ranks)), *arguments]
+
+    nodes = Nodes(slots or (len(starts[0]),), master_port=29400 if slots else None)
+    return supervise(["--config", "x"], run, nodes, patience, command)
+
+
+def events(run: Path, name: str) -> list[dict]:
+    return [event for event in read_json_lines(run / "events.jsonl") if event["event"] == name]
+
+
+def causes(run: Path) -> list[str]:
+    return [event["cause"] for event in events(run, "fault")]
+
+
+def outcome(run: Path) -> dict:
+    return json.loads((run / "outcome.json").read_text())
+
+
+def test_a_run_without_faults_is_started_once(tmp_path):
+    assert run_plan(tmp_path, ("steps 3 done", "steps 3 done")) == 0
+    assert (tmp_path / "starts").read_text() == "1"
+    assert not (tmp_path / "events.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("acts", "cause"),
+    [
+        (("steps 3 train", "steps 3 kill"), "rank 1 was killed after step 3 (SIGKILL"),
+        (("steps 2 kill", "steps 3 train"), "rank 0 was killed after step 2 (SIGKILL"),
+        (("steps 3 kill", "steps 3 kill"), "ranks 0, 1 were killed after step 3"),
+        (("steps 3 lose", "steps 3 kill"), "rank 1 was killed after step 3"),
+        (("steps 3 lose", "steps 3 fail 5"), "rank 1: failure 5"),
+        (("steps 3 stand", "steps 4 train"), "rank 0 hung after step"),
+        (("steps 3 kill-launcher train", "steps 3 train"), "the launcher was killed by SIGKILL"),
+        (("steps 3 train", "crash"), "rank 1 was killed before the first step"),
+    ],
+    ids=["rank", "rank0", "all", "peer", "failure", "stopped", "launcher", "crash"],
+)
+def test_after_a_fault_all_ranks_start_again_and_the_cause_is_told(tmp_path, capfd, acts, cause):
+    assert run_plan(tmp_path, acts, ("steps 9 done", "steps 9 done")) == 0
+    (told,) = causes(tmp_path)
+    assert told.startswith(cause)
+    first, second = (tmp_path / "arguments").read_text().splitlines()
+    assert first.startswith("--config x --supervised")
+    assert second.startswith(f"--resume {tmp_path} --or-begin")
+    assert f"frepa: {told}; restart 1 of 2 in" in capfd.readouterr().err
+
+
+def test_a_stopped_rank_is_named_as_such_and_nothing_of_it_is_left(tmp_path):
+    start = time.monotonic()
+    assert run_plan(tmp_path, ("steps 3 train", "pid steps 3 stand"), ("done", "done")) == 0
+    assert "rank 1 hung" in causes(tmp_path)[0]
+    assert "stopped by a signal" in causes(tmp_path)[0]
+    assert not is_alive(int((tmp_path / "pid-1").read_text()))
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize("code", [2, 3, 4])
+def test_errors_that_will_not_pass_are_not_tried_again(tmp_path, capfd, code):
+    assert run_plan(tmp_path, ("steps 1 lose", f"steps 1 fail {code}")) == code
+    assert outcome(tmp_path) == {
+        "outcome": "failed",
+        "step": -1,
+        "code": code,
+        "error": f"rank 1: failure {code}",
+    }
+    assert capfd.readouterr().err.count("frepa: error: ") == 1
+
+
+def test_restarts_without_progress_are_counted_and_progress_gives_them_back(tmp_path, capfd):
+    fail = "steps 1 fail 5"
+    starts = [(fail,), (fail,), (f"save 4 {fail}",), (fail,), (fail,)]
+    assert run_plan(tmp_path, *starts) == 5
+    assert (tmp_path / "starts").read_text() == "5"
+    assert [event["number"] for event in events(tmp_path, "restart")] == [1, 2, 1, 2]
+    assert "given up after 2 restarts without progress" in capfd.readouterr().err
+    assert outcome(tmp_path)["step"] == 4
+
+
+def test_the_same_bug_twice_in_one_place_is_not_tried_a_third_time(tmp_path):
+    assert run_plan(tmp_path, ("fail 1",), ("fail 1",)) == 1
+
+
+@pytest.mark.parametrize("whom", ["ask-supervisor", "ask-launcher"])
+def test_whoever_is_asked_to_stop_lets_ranks_save_for_as_long_as_they_need(tmp_path, whom):
+    patient = replace(QUICK, hang_seconds=30)
+    assert run_plan(tmp_path, (f"steps 3 {whom} slow train", "steps 3 slow train"), patience=patient) == 75
+    assert outcome(tmp_path)["outcome"] == "requeue"
+    assert not causes(tmp_path)
+
+
+def test_a_rank_that_hangs_while_it_should_stop_is_ended_and_the_run_requeued(tmp_path):
+    assert run_plan(tmp_path, ("save 2 steps 3 ask-supervisor wait", "steps 3 stand")) == 75
+    assert outcome(tmp_path) == {"outcome": "requeue", "step": 2}
+    assert "hung" in causes(tmp_path)[0]
+
+
+def test_asked_while_it_waits_for_the_next_start_it_ends_at_once(tmp_path):
+    patient = Patience(max_restarts=2, backoff_seconds=600, grace_seconds=0.2, poll_seconds=0.02)
+
+    def ask() -> None:
+        while not events(tmp_path, "restart"):
+            time.sleep(0.02)
+        os.kill(os.getpid(), 15)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert run_plan(tmp_path, ("kill",), patience=patient) == 75
+    thread.join()
+
+
+def test_ranks_that_never_start_are_told_by_what_was_printed_last(tmp_path):
+    # a plan without ranks: the launcher itself fails
+    assert run_plan(tmp_path, ("done",), patience=Patience(0, poll_seconds=0.02, grace_seconds=0.1)) == 0
+    (tmp_path / "starts").write_text("7")
+    assert run_plan(tmp_path, ("done",), patience=Patience(0, poll_seconds=0.02, grace_seconds=0.1)) == 1
+    assert causes(tmp_path)[-1] == "rank 0 did not start: IndexError: list index out of range"
+
+
+def test_the_first_rank_is_heard_on_the_terminal_and_the_others_in_their_logs(tmp_path, capfd):
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "rank-0.log").write_text("of an earlier start\n")
+    assert run_plan(tmp_path, ("say done", "say done")) == 0
+    assert "earlier" not in capfd.readouterr().err
+    assert "rank 1 says hello" in (logs / "launcher-0.log").read_text()
+
+
+def test_on_several_nodes_the_cause_is_read_from_where_it_was_seen(tmp_path):
+    (tmp_path / "outcome.json").write_text(
+        json.dumps({"outcome": "failed", "step": 1, "code": 3, "error": "old"})
+    )
+    acts = ("steps 1 lose",)
+    assert run_plan(tmp_path, acts, acts, acts, slots=(1, 1)) == 5  # not by what an earlier start left
+
+
+def test_a_second_supervisor_is_refused(tmp_path):
+    with lock_folder(tmp_path, name=".supervisor-0.lock"), pytest.raises(EnvironmentFault, match="another"):
+        run_plan(tmp_path, ("done",))
+
+
+def test_no_process_is_left(tmp_path):
+    assert run_plan(tmp_path, ("pid train", "pid kill"), ("done", "done")) == 0
+    for rank in (0, 1):
+        pid = int((tmp_path / f"pid-{rank}").read_text())
+        assert not is_alive(pid)
+        assert not group_members(pid)
