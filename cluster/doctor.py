@@ -133,28 +133,35 @@ def check_batch(config: RunConfig, num_ranks: int) -> Iterator[Finding]:
     yield Finding("batch", "ok", f"{train.global_batch_size} = {parts}")
 
 
-def check_data(config: RunConfig, num_ranks: int) -> Iterator[Finding]:
-    """Are the shards there, with the HF tokens asked for, and can one sample of each modality be read?"""
-    from shards.read.reader import ShardReader
+def count_steps(config: RunConfig, num_ranks: int) -> tuple[int, int]:
+    """Steps of the first epoch, and of the whole run; 0 where the samples fill no global batch."""
     from shards.read.stream import SampleStream
-    from shards.read.views import open_snapshot
 
-    stream_config = config.stream_config()
-    snapshot = open_snapshot(stream_config)
     stream = SampleStream(
-        stream_config.model_copy(update={"num_workers": 0}),
+        config.stream_config().model_copy(update={"num_workers": 0}),
         config.order_config(),
         0,
         num_ranks,
         config.train.micro_batch_size,
     )
     batches = stream.num_batches(0)
+    return batches, config.train.steps or sum(
+        stream.num_batches(epoch) for epoch in range(config.train.epochs or 0)
+    )
+
+
+def check_data(config: RunConfig, num_ranks: int) -> Iterator[Finding]:
+    """Are the shards there, with the HF tokens asked for, and can one sample of each modality be read?"""
+    from shards.read.reader import ShardReader
+    from shards.read.views import open_snapshot
+
+    snapshot = open_snapshot(config.stream_config())
+    batches, steps = count_steps(config, num_ranks)
     if not batches:
         fix = "build more shards, or take a smaller global batch"
         yield Finding("data", "bad", f"{snapshot.counts.samples} samples fill no global batch", fix)
         return
-    steps = config.train.steps or batches * (config.train.epochs or 0)
-    reader = ShardReader(stream_config.root, snapshot)
+    reader = ShardReader(config.data.root, snapshot)
     for modality in snapshot.modalities:
         number = next(i for i, s in enumerate(snapshot.shards) if s.modality == modality and s.num_samples)
         reader.read(number, 0)

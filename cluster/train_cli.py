@@ -85,8 +85,13 @@ def read_patience(options: dict[str, Any]) -> Patience:
 @click.option(
     "--or-resume", is_flag=True, help="Go on where `output` holds this run already (requeued jobs)."
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Build everything, take two steps, keep nothing, and say how long it takes.",
+)
 @nodes_options
-def pretrain(config: str, overrides: tuple[str, ...], or_resume: bool, **options: Any) -> None:
+def pretrain(config: str, overrides: tuple[str, ...], or_resume: bool, dry_run: bool, **options: Any) -> None:
     r"""Pretrain, and start again after faults, from the last checkpoint.
 
     SIGTERM, SIGUSR1 and Ctrl-C stop it with a checkpoint and exit code 75. On several nodes, start the same
@@ -110,6 +115,10 @@ def pretrain(config: str, overrides: tuple[str, ...], or_resume: bool, **options
     run = load_settings(RunConfig, config, overrides)
     nodes = read_nodes(options)
     check_batch_sizes(run.train.global_batch_size, nodes.world_size, run.train.micro_batch_size)
+    if dry_run:
+        from cluster.rehearsal import rehearse
+
+        sys.exit(rehearse(config, overrides, run, nodes))
     arguments = ["--config", config, *(part for item in overrides for part in ("--set", item))]
     if or_resume and (run.output / CONFIG).is_file():
         check_same_run(run)
