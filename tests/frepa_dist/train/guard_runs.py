@@ -4,8 +4,9 @@ guard_runs.py DATASET REPEATS FOLDER; with REPEATS 0 these, else `run_at_random`
 
 transient      a gradient breaks on one rank in step 3; the batch is skipped
 without        the same batch is passed over from the start
-persistent     the critic's weights break in step 6 and stay broken; the run goes back to step 4
+persistent     gradients break in steps 6 and 7; the run goes back to step 4
 avoiding       the batches of steps 6 and 7 are passed over from the start
+broken         the critic's weights break in step 6, and stay so; the run goes back at once
 hopeless       the critic breaks in every step from 6 on; FOLDER/hopeless/error-R.txt says how rank R ends
 spiking        the loss is far too high on one rank in step 5, and spikes are skipped
 never          the same from step 2 on, before there is a checkpoint
@@ -115,8 +116,9 @@ def run_all(dataset: Path, folder: Path, world: World) -> None:
 
     run(config("transient"), world, faults={3: "student_gradient"})
     run(config("without"), world, passed=[3])
-    run(config("persistent"), world, faults={6: "critic_weight"})
+    run(config("persistent"), world, faults={6: "batch", 7: "critic_gradient"})
     run(config("avoiding"), world, passed=[6, 7])
+    run(config("broken"), world, faults={6: "critic_weight"})
     late = {step: fault for step, fault in always.items() if step >= 6}
     run(config("hopeless"), world, faults=late, once=False)
     spiking = config("spiking")

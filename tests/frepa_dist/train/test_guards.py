@@ -99,7 +99,8 @@ def test_a_skipped_step_is_written_down_with_its_samples(runs):
 def test_a_run_goes_back_and_past_the_bad_batches(runs):
     run = runs / "persistent"
     assert [event["step"] for event in events(run, "step_skipped")] == [6, 7]
-    assert "critic/weights" in events(run, "step_skipped")[1]["not_finite"]
+    assert events(run, "step_skipped")[1]["not_finite"] == ["critic/gradient"]
+    assert events(run, "step_skipped")[0]["ranks"] == [1]
     (event,) = events(run, "went_back")
     assert (event["step"], event["to_step"]) == (7, LAST_GOOD)
     assert [(place["epoch"], place["batch"]) for place in event["passed_over"]] == [place_of(6), place_of(7)]
@@ -108,6 +109,14 @@ def test_a_run_goes_back_and_past_the_bad_batches(runs):
     assert losses(run) == losses(runs / "avoiding")
     state = torch.load(find_checkpoint(run) / "state.pt", weights_only=True)
     assert state["guard"]["passed"] == [list(place_of(6)), list(place_of(7))]
+
+
+def test_a_run_goes_back_at_once_where_weights_are_broken(runs):
+    run = runs / "broken"
+    (event,) = events(run, "went_back")
+    assert (event["step"], event["to_step"]) == (6, LAST_GOOD)
+    assert [event["step"] for event in events(run, "batch_passed_over")] == [6]
+    assert sorted(losses(run)) == [step for step in range(1, STEPS + 1) if step != 6]
 
 
 def test_a_spike_is_told_and_skipped_where_that_is_asked_for(runs):
