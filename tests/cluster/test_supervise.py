@@ -21,7 +21,14 @@ from shards.stores.store import lock_folder
 from shards.support.errors import EnvironmentFault
 
 SCRIPT = Path(__file__).with_name("scripted_ranks.py")
-QUICK = Patience(max_restarts=2, hang_seconds=2.5, backoff_seconds=0.01, grace_seconds=0.3, poll_seconds=0.02)
+QUICK = Patience(
+    max_restarts=2,
+    hang_seconds=2.5,
+    start_seconds=5,
+    backoff_seconds=0.01,
+    grace_seconds=0.3,
+    poll_seconds=0.02,
+)
 
 
 def run_plan(
@@ -89,6 +96,16 @@ def test_a_stopped_rank_is_named_as_such_and_nothing_of_it_is_left(tmp_path):
     assert "stopped by a signal" in causes(tmp_path)[0]
     assert not is_alive(int((tmp_path / "pid-1").read_text()))
     assert time.monotonic() - start < 30
+
+
+def test_a_start_may_take_longer_than_a_step_but_not_for_ever(tmp_path):
+    patience = replace(QUICK, hang_seconds=0.2, start_seconds=4)
+    begin = time.monotonic()
+    assert run_plan(tmp_path, ("stand",), ("steps 1 stand",), ("done",), patience=patience) == 0
+    first, second = causes(tmp_path)
+    assert "rank 0 hung before the first step" in first
+    assert "rank 0 hung after step 1" in second
+    assert time.monotonic() - begin > 4
 
 
 @pytest.mark.parametrize("code", [2, 3, 4])
