@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -152,14 +154,35 @@ def test_asked_while_it_waits_for_the_next_start_it_ends_at_once(tmp_path):
     patient = Patience(max_restarts=2, backoff_seconds=600, grace_seconds=0.2, poll_seconds=0.02)
 
     def ask() -> None:
-        while not events(tmp_path, "restart"):
-            time.sleep(0.02)
-        os.kill(os.getpid(), 15)
+        wait_until(lambda: bool(events(tmp_path, "restart")))
+        os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=ask)
     thread.start()
     assert run_plan(tmp_path, ("kill",), patience=patient) == 75
     thread.join()
+
+
+def test_asked_twice_from_the_keyboard_it_does_not_wait_for_the_checkpoint(tmp_path):
+    def ask() -> None:
+        for _ in range(2):
+            wait_until((tmp_path / "pid-0").exists)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert run_plan(tmp_path, ("steps 1 pid wait",), patience=replace(QUICK, hang_seconds=100)) == 75
+    thread.join()
+    assert outcome(tmp_path)["outcome"] == "requeue"
+    assert not is_alive(int((tmp_path / "pid-0").read_text()))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_ranks_that_never_start_are_told_by_what_was_printed_last(tmp_path):
