@@ -39,7 +39,9 @@ class Patience:
     Attributes:
         max_restarts: restarts in a row without a new checkpoint between them.
         hang_seconds: a rank that says nothing new for so long counts as dead; it has to be longer than the
-            longest step, the start and a checkpoint.
+            longest step and a checkpoint.
+        start_seconds: the same until every rank has taken a step, where that is longer: to import, to meet,
+            to compile, to fetch the first samples.
         backoff_seconds: wait before the first restart; each further one without progress doubles it.
         max_backoff_seconds: the longest wait.
         grace_seconds: when a rank is gone, how long the others may take to say what they saw.
@@ -48,6 +50,7 @@ class Patience:
 
     max_restarts: int = 5
     hang_seconds: float = 600.0
+    start_seconds: float = 900.0
     backoff_seconds: float = 2.0
     max_backoff_seconds: float = 300.0
     grace_seconds: float = 3.0

@@ -97,7 +97,7 @@ class Watch:
                 left = self._left("requeue")
                 return self._orphans_fault or left
             rank, seconds = self._silence.longest(over)
-            if seconds > self._patience.hang_seconds:
+            if seconds > self._limit_seconds():
                 return self._hang(rank, seconds)
             if not gone and "failed" not in states:
                 self._handle_stop(status)
@@ -108,6 +108,12 @@ class Watch:
                 waited = now - trouble_since
                 if (all_ended and status is not None) or waited > self._patience.grace_seconds:
                     return self._fault(gone, status)
+
+    def _limit_seconds(self) -> float:
+        """How long a rank may be silent now."""
+        steps = [rank in self._pulses and self._pulses[rank].state != "starting" for rank in self._ranks]
+        hang = self._patience.hang_seconds
+        return hang if all(steps) else max(hang, self._patience.start_seconds)
 
     def _look(self) -> tuple[list[int], int | None]:
         """Read what is new; the ranks that are gone without a last word, and the launcher's status."""

@@ -93,7 +93,8 @@ class GuardConfig(Settings):
 
     Attributes:
         patience: steps in a row that are skipped before the run goes back to its last checkpoint, from where
-            it passes over the batches of these steps.
+            it passes over the batches of these steps. It goes back at once where a critic's weights are not
+            finite.
         most_returns: how often it goes back without having made a new checkpoint in between; then it ends.
         spike_deviations: a loss is a spike where it is above the median of recent ones by more than this many
             standard deviations (1.4826 times the median distance from the median, at least 1 % of it).

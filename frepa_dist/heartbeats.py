@@ -26,7 +26,8 @@ class Pulse:
     Attributes:
         pid: its process.
         count: how often it has said something.
-        state: `stopping` once this rank was asked to stop; the last three are final.
+        state: `training` from the first step on, `stopping` once this rank was asked to stop; the last three
+            are final.
         step: steps taken, -1 before training.
         code, error: of a failure: exit code and message.
         lost_peer: whether it failed only because another rank was gone.
@@ -69,8 +70,8 @@ class Heartbeat:
             self._write()
 
     def beat(self, step: int, state: State = "training") -> None:
-        """Say that `step` steps are taken."""
-        if self.pulse.state == "stopping" and state == "training":
+        """Say that `step` steps are taken; who was asked to stop remains so."""
+        if self.pulse.state == "stopping":
             state = "stopping"
         due = time.monotonic() - self._written_at >= self._interval or state != self.pulse.state
         self.pulse = replace(self.pulse, step=step, state=state)

@@ -108,7 +108,7 @@ class Start:
             elif self._arguments.or_begin and world.is_main:
                 truncate_metrics(run_dir, 0)
             self._control.join(world)
-            self._control.heartbeat.beat(trainer.step)
+            self._control.heartbeat.beat(trainer.step, "starting")
             if world.is_main:
                 append_event(run_dir, "start", step=trainer.step, total_steps=trainer.total_steps)
                 replace_text(run_dir / ENVIRONMENT, json.dumps(describe_environment(world), indent=1))

@@ -132,7 +132,6 @@ class EngineSettings:
     """What an engine and its optimizer need to know beside the sizes of batches.
 
     Attributes:
-        learning_rate: what the optimizer is made with; the schedule sets it before every step.
         betas, weight_decay: of AdamW.
         clipping: largest norm of the gradient; None does not clip.
         zero_stage: ZeRO stage.
@@ -141,7 +140,6 @@ class EngineSettings:
         offload_optimizer: whether masters and moments live, and the optimizer steps, in the host's memory.
     """
 
-    learning_rate: float
     betas: tuple[float, float]
     weight_decay: float
     clipping: float | None
@@ -154,7 +152,6 @@ class EngineSettings:
 def student_settings(config: TrainConfig) -> EngineSettings:
     """Settings of the student's engine."""
     return EngineSettings(
-        learning_rate=config.base_learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,
         clipping=config.gradient_clipping,
@@ -169,7 +166,6 @@ def opponent_settings(config: TrainConfig) -> EngineSettings:
     """Settings of a discriminator's engine: fp32, for bf16 would round the vectors of spectral norm."""
     own = config.opponent
     return EngineSettings(
-        learning_rate=own.learning_rate,
         betas=own.betas,
         weight_decay=own.weight_decay,
         clipping=own.clipping,
@@ -232,10 +228,13 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 def create_engine(
     module: nn.Module, settings: EngineSettings, micro_batch_size: int, accumulation: int
 ) -> Any:
-    """Wrap a module in a DeepSpeed engine with AdamW (fused); all ranks must call it."""
+    """Wrap a module in a DeepSpeed engine with AdamW (fused); all ranks must call it.
+
+    Its learning rate is 0 until it is set.
+    """
     optimizer = torch.optim.AdamW(
         parameter_groups(module, settings.weight_decay),
-        lr=settings.learning_rate,
+        lr=0.0,
         betas=settings.betas,
         fused=True,
     )
@@ -246,6 +245,9 @@ def create_engine(
         config=deepspeed_config(settings, num_trained, micro_batch_size, accumulation),
         dist_init_required=False,
     )
+    if settings.bf16 and settings.zero_stage == 0:
+        # here DeepSpeed has taken a step without gradients, which would count in Adam's bias correction
+        engine.optimizer.optimizer.state.clear()
     return engine
 
 

@@ -48,6 +48,7 @@ class Ledger:
         passed: batches that are not trained on any more.
         streak: the batches that were skipped in a row up to now.
         losses: of the latest steps that were applied.
+        is_broken: whether weights are not finite: no good batch would mend them.
         returns: how often the run went back since it last made a checkpoint.
         counts: what happened since `take_counts`.
     """
@@ -57,6 +58,7 @@ class Ledger:
         self.passed: set[Place] = set()
         self.streak: list[Place] = []
         self.losses: deque[float] = deque(maxlen=config.spike_window)
+        self.is_broken = False
         self.returns = 0
         self.counts: Counter[str] = Counter()
 
@@ -67,8 +69,8 @@ class Ledger:
 
     @property
     def must_go_back(self) -> bool:
-        """Whether too many steps in a row were skipped."""
-        return len(self.streak) >= self.config.patience
+        """Whether too many steps in a row were skipped, or weights are broken."""
+        return self.is_broken or len(self.streak) >= self.config.patience
 
     @property
     def may_go_back(self) -> bool:
@@ -81,6 +83,7 @@ class Ledger:
             self.counts["passed_over"] += 1
             return
         self.counts["spikes"] += reading.is_spike
+        self.is_broken = any(name.endswith("/weights") for name in reading.bad)
         if reading.was_skipped:
             self.counts["skipped"] += 1
             self.streak.append(place)
@@ -91,7 +94,7 @@ class Ledger:
     def went_back(self, bad: Sequence[Place], passed_before: set[Place], returns_before: int) -> None:
         """Note that the state is a checkpoint's again, which knows nothing of what came after it."""
         self.passed |= passed_before | set(bad)
-        self.returns = returns_before + 1
+        self.returns, self.is_broken = returns_before + 1, False
         self.streak.clear()
         self.counts.clear()
         self.counts["returns"] = 1

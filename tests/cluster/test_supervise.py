@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +23,14 @@ from shards.stores.store import lock_folder
 from shards.support.errors import EnvironmentFault
 
 SCRIPT = Path(__file__).with_name("scripted_ranks.py")
-QUICK = Patience(max_restarts=2, hang_seconds=2.5, backoff_seconds=0.01, grace_seconds=0.3, poll_seconds=0.02)
+QUICK = Patience(
+    max_restarts=2,
+    hang_seconds=2.5,
+    start_seconds=5,
+    backoff_seconds=0.01,
+    grace_seconds=0.3,
+    poll_seconds=0.02,
+)
 
 
 def run_plan(
@@ -91,6 +100,16 @@ def test_a_stopped_rank_is_named_as_such_and_nothing_of_it_is_left(tmp_path):
     assert time.monotonic() - start < 30
 
 
+def test_a_start_may_take_longer_than_a_step_but_not_for_ever(tmp_path):
+    patience = replace(QUICK, hang_seconds=0.2, start_seconds=4)
+    begin = time.monotonic()
+    assert run_plan(tmp_path, ("stand",), ("steps 1 stand",), ("done",), patience=patience) == 0
+    first, second = causes(tmp_path)
+    assert "rank 0 hung before the first step" in first
+    assert "rank 0 hung after step 1" in second
+    assert time.monotonic() - begin > 4
+
+
 @pytest.mark.parametrize("code", [2, 3, 4])
 def test_errors_that_will_not_pass_are_not_tried_again(tmp_path, capfd, code):
     assert run_plan(tmp_path, ("steps 1 lose", f"steps 1 fail {code}")) == code
@@ -135,14 +154,35 @@ def test_asked_while_it_waits_for_the_next_start_it_ends_at_once(tmp_path):
     patient = Patience(max_restarts=2, backoff_seconds=600, grace_seconds=0.2, poll_seconds=0.02)
 
     def ask() -> None:
-        while not events(tmp_path, "restart"):
-            time.sleep(0.02)
-        os.kill(os.getpid(), 15)
+        wait_until(lambda: bool(events(tmp_path, "restart")))
+        os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=ask)
     thread.start()
     assert run_plan(tmp_path, ("kill",), patience=patient) == 75
     thread.join()
+
+
+def test_asked_twice_from_the_keyboard_it_does_not_wait_for_the_checkpoint(tmp_path):
+    def ask() -> None:
+        for _ in range(2):
+            wait_until((tmp_path / "pid-0").exists)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert run_plan(tmp_path, ("steps 1 pid wait",), patience=replace(QUICK, hang_seconds=100)) == 75
+    thread.join()
+    assert outcome(tmp_path)["outcome"] == "requeue"
+    assert not is_alive(int((tmp_path / "pid-0").read_text()))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_ranks_that_never_start_are_told_by_what_was_printed_last(tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 
 from frepa_dist.runs import CHECKPOINTS, MANIFEST, list_checkpoints
 from frepa_dist.train.checkpoint.files import file_checksum
+from shards.stores.atomic import remove_temporaries
 from shards.support.errors import DataError
 
 PARTIAL = "partial-"
@@ -99,6 +100,7 @@ def remove_remains(run_dir: Path) -> None:
     unlisted = {path for path in checkpoints.glob("step-*") if not (path / MANIFEST).exists()}
     for path in {*checkpoints.glob(f"{PARTIAL}*"), *unlisted}:
         shutil.rmtree(path, ignore_errors=True)
+    remove_temporaries(checkpoints)
 
 
 @dataclass(frozen=True)

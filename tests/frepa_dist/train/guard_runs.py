@@ -1,11 +1,12 @@
 """Started on each rank by test_guards.py: whole runs with faults, each a run folder in FOLDER.
 
-guard_runs.py DATASET REPEATS FOLDER; with REPEATS 0 these, else `run_at_random`:
+guard_runs.py DATASET FIRST COUNT FOLDER; with COUNT 0 these, else `run_at_random`:
 
 transient      a gradient breaks on one rank in step 3; the batch is skipped
 without        the same batch is passed over from the start
-persistent     the critic's weights break in step 6 and stay broken; the run goes back to step 4
+persistent     gradients break in steps 6 and 7; the run goes back to step 4
 avoiding       the batches of steps 6 and 7 are passed over from the start
+broken         the critic's weights break in step 6, and stay so; the run goes back at once
 hopeless       the critic breaks in every step from 6 on; FOLDER/hopeless/error-R.txt says how rank R ends
 spiking        the loss is far too high on one rank in step 5, and spikes are skipped
 never          the same from step 2 on, before there is a checkpoint
@@ -114,8 +115,9 @@ def run_all(dataset: Path, folder: Path, world: World) -> None:
 
     run(config("transient"), world, faults={3: "student_gradient"})
     run(config("without"), world, passed=[3])
-    run(config("persistent"), world, faults={6: "critic_weight"})
+    run(config("persistent"), world, faults={6: "batch", 7: "critic_gradient"})
     run(config("avoiding"), world, passed=[6, 7])
+    run(config("broken"), world, faults={6: "critic_weight"})
     late = {step: fault for step, fault in always.items() if step >= 6}
     run(config("hopeless"), world, faults=late, once=False)
     spiking = config("spiking")
@@ -124,14 +126,14 @@ def run_all(dataset: Path, folder: Path, world: World) -> None:
     run(config("never"), world, faults={2: "critic_weight"}, once=False)
 
 
-def run_at_random(dataset: Path, folder: Path, world: World, repeats: int) -> None:
+def run_at_random(dataset: Path, folder: Path, world: World, repeats: range) -> None:
     """Faults of any kind but lasting ones in random steps, on a random rank, in every ZeRO stage in turn.
 
     FOLDER/faulty-N and without-N: the same run without the batches.
     """
-    draws = np.random.default_rng(0)
     kinds = [fault for fault in FAULTS if fault != "critic_weight"]
-    for repeat in range(repeats):
+    for repeat in repeats:
+        draws = np.random.default_rng(repeat)
         steps = sorted(draws.choice(np.arange(2, STEPS), size=2, replace=False).tolist())
         faults = {step: kinds[draws.integers(len(kinds))] for step in steps}
         changes = {"zero_stage": repeat % 3, "precision": ("fp32", "bf16")[repeat // 3 % 2]}
@@ -142,7 +144,7 @@ def run_at_random(dataset: Path, folder: Path, world: World, repeats: int) -> No
             run(config.model_copy(update={"train": train}), world, faulty_rank=rank, **own)
 
 
-def main(dataset: Path, repeats: int, folder: Path) -> None:
+def main(dataset: Path, repeats: range, folder: Path) -> None:
     METHODS["faulty"] = Faulty
     with process_group() as world:
         torch.set_num_threads(1)
@@ -153,4 +155,5 @@ def main(dataset: Path, repeats: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    first, count = int(sys.argv[2]), int(sys.argv[3])
+    main(Path(sys.argv[1]), range(first, first + count), Path(sys.argv[4]))

@@ -214,6 +214,10 @@ def strike(supervisor: int, run: Path, fault: str, seed: int = 0) -> None:
         found["rank1"][0].suspend()
     elif fault == "supervisor":
         psutil.Process(supervisor).kill()
+    elif fault == "asked":
+        asked = [psutil.Process(supervisor), *found["launcher"], *found["rank0"], *found["rank1"]]
+        chosen = random.Random(seed)
+        chosen.choice(asked).send_signal(chosen.choice((signal.SIGTERM, signal.SIGUSR1)))
     elif fault == "memory":  # as much as it has, and no more
         rank = found["rank0"][0]
         rank.rlimit(psutil.RLIMIT_AS, (rank.memory_info().vms,) * 2)
@@ -268,6 +272,7 @@ FAULTS = {
     "all": "ranks 0, 1 were killed",
     "hang": "rank 1 hung",
     "memory": "rank 0",
+    "asked": "",
     "supervisor": "",
 }
 
@@ -281,7 +286,7 @@ def test_faults_at_random_under_supervision(uninterrupted, dataset, tmp_path):
     for repeat in range(int(os.environ.get("FREPA_SOAK_REPEATS", "20"))):
         run = tmp_path / f"run{repeat}"
         fault = sorted(FAULTS)[repeat % len(FAULTS)]
-        at_step, delay = int(moments.integers(1, STEPS - 1)), moments.uniform(0, 0.3)
+        at_step, delay = int(moments.integers(1, 6)), moments.uniform(0, 0.2)  # well before the end
         parts = arguments(dataset, run, **{"train.precision": precision, "data.num_workers": 1})
         parts += ["--hang-seconds", "30"]
         with quiet_start([sys.executable, "-m", "cluster.cli", *parts, "--num-ranks", "2"]) as process:
@@ -289,11 +294,14 @@ def test_faults_at_random_under_supervision(uninterrupted, dataset, tmp_path):
             time.sleep(delay)
             family = psutil.Process(process.pid).children(recursive=True)
             strike(process.pid, run, fault, repeat)
-            assert process.wait(timeout=180) == (-signal.SIGKILL if fault == "supervisor" else 0)
+            code = {"supervisor": -signal.SIGKILL, "asked": 75}.get(fault, 0)
+            assert process.wait(timeout=180) == code
         if fault == "supervisor":  # its ranks notice, and save
             _, alive = psutil.wait_procs(family, timeout=60)
             assert not alive
             assert json.loads((run / "outcome.json").read_text())["outcome"] in ("requeue", "done")
+        if code:
+            assert not causes(run)
             assert frepa("resume", str(run)).returncode == 0
         print(f"{fault} {delay:.2f} s after step {at_step}: {causes(run)}")
         assert all(FAULTS[fault] in cause for cause in causes(run))

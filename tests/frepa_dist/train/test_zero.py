@@ -39,15 +39,22 @@ def check(found: dict[str, dict[str, float]], ranks: int, *, soak: bool) -> None
     chosen = cases(ranks, soak)
     assert found.keys() == {case.name for case in chosen}
     for case in chosen:
-        exact = case.precision == "fp32"
-        limits = {"terms": 1e-4, "gradient": 2e-5, "weight": 1e-5, "state": 1e-4, "ema": 0, "distance": 1e-4}
-        if not exact:
-            limits |= {"terms": 0.1, "gradient": 0.1, "weight": 0.02, "state": 0.1}
-        if case.stage == 3 and ranks > 1:
-            limits |= {"whole": 0.25}
+        limits = {"terms": 1e-4, "gradient": 2e-5, "weight": 1e-5, "state": 1e-4, "distance": 1e-4}
+        if case.method == "frepa":  # where L1 norms have a kink, a rounding turns a gradient around
+            limits["gradient"] = 2e-4 if case.backbone == "vit_pico" else 0.01
+        if case.precision == "bf16":
+            limits |= {"terms": 0.02, "gradient": 0.02, "weight": 0.003, "state": 0.02}
+        if case.backbone != "vit_pico":
+            limits["weight"] = 1e-4
+        limits |= {"ema": 0, "count": 0}
+        # on one rank each part is the whole; a few small parameters stay whole on two
+        limits["whole"] = 0.4 if ranks > 1 else 2
         for key, value in found[case.name].items():
-            limit = limits.get(key.partition("/")[0], 1)
+            limit = limits[key.partition("/")[0]]
             assert value <= limit, f"{case.name}: {key} deviates by {value}"
+        if case.stage == 3 and ranks > 1:
+            assert found[case.name]["whole/at_rest"] < 0.05
+            assert found[case.name]["whole/teacher"] < 0.01
         trained = {key for key in found[case.name] if key.startswith("gradient/")}
         assert len(trained) == {"mae": 1, "retmae": 3, "frepa": 4}[case.method]
 

@@ -49,7 +49,12 @@ def cases(world_size: int, soak: bool) -> list[Case]:
     chosen = [Case(method, stage) for method in METHODS for stage in range(4)]
     if not soak:
         assert world_size == 2
-        few = [Case("mae", 0), Case("mae", 3, checkpointing=True), Case("retmae", 1), Case("retmae", 3)]
+        few = [
+            Case("mae", 0, "bf16"),
+            Case("mae", 3, checkpointing=True),
+            Case("retmae", 1),
+            Case("retmae", 3),
+        ]
         return [*few, Case("retmae", 2, offload=True), Case("frepa", 2), Case("frepa", 3)]
     chosen += [Case(method, stage, "bf16") for method in METHODS for stage in range(4)]
     chosen += [Case("mae", stage, offload=True) for stage in (1, 2, 3)]

@@ -90,8 +90,11 @@ def full_weights(submodules: Submodules) -> dict[str, dict[str, Tensor]]:
 def deviation(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
     """Over the norm of all that is expected."""
     assert set(expected) <= set(found), set(expected) - set(found)
-    apart = sum(float((found[name].detach() - expected[name]).double().square().sum()) for name in expected)
-    return (apart / sum(float(value.double().square().sum()) for value in expected.values())) ** 0.5
+    apart = sum(
+        float((found[name].detach() - value).double().square().sum()) for name, value in expected.items()
+    )
+    whole = sum(float(value.double().square().sum()) for value in expected.values())
+    return (apart / max(1e-30, whole)) ** 0.5
 
 
 class Gathered:
@@ -190,6 +193,10 @@ def run_case(
             distance = sum(float(v.double().square().sum()) for v in apart.values())
             distance /= sum(float(student[k].double().square().sum()) for k in apart)
             note("distance", abs(float(teacher.distance()) / distance**0.5 - 1))
+    outer = submodules.student.engine.optimizer
+    inner = outer if isinstance(outer, torch.optim.Optimizer) else outer.optimizer
+    for adam in inner.state.values():
+        note("count", abs(float(adam["step"]) - len(infos())))
     if gathered is not None:
         note("whole/at_rest", gathered.at_rest())
         note("whole/at_work", gathered.at_work)
