@@ -114,4 +114,4 @@ def test_a_malformed_override_is_an_error(override):
 def test_shipped_configs_are_found_by_name():
     assert find_config("demo/retmae").name == "retmae.yaml"
     with pytest.raises(ConfigError, match=r"demo/retmae\.yaml"):
-        find_config("no/such")
+        find_config("demo/retmea")
