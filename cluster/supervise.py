@@ -71,6 +71,8 @@ class _Supervisor:
     def run(self) -> int:
         """Start, watch and restart to the end."""
         budget = Budget(self._patience, self._checkpoint_step())
+        if self._nodes.is_main and len(self._nodes.slots) > 1:
+            (self._run_dir / OUTCOME).unlink(missing_ok=True)  # it would tell the others of an earlier job
         with self._hearing():
             while True:
                 found = self._start()
@@ -109,16 +111,19 @@ class _Supervisor:
             free_shared_memory(nodes)
         if not ended:
             self._say("some processes of the last start do not end; they may hold memory and devices")
-        if isinstance(found, Fault) and found.lost_peer and self._outcome_stamp() != before:
-            found = self._cause_elsewhere() or found
+        if isinstance(found, Fault) and len(nodes.slots) > 1:
+            return self._cause_elsewhere(found, is_new=self._outcome_stamp() != before) or found
         return found
 
-    def _cause_elsewhere(self) -> Fault | None:
-        """Why the ranks of another node ended for good, where the shared run folder tells."""
+    def _cause_elsewhere(self, found: Fault, is_new: bool) -> Fault | None:
+        """Why another node ended for good, where the shared run folder tells."""
         said = read_outcome(self._run_dir)
-        if said is None or said.get("code") not in LASTING_CODES:
+        if said is None or said["outcome"] != "failed":
             return None
-        return Fault(str(said.get("error")), int(said["code"]))
+        cause, code = str(said.get("error")), int(said.get("code", 1))
+        if said.get("given_up") and not self._nodes.is_main:
+            return Fault(f"node 0 has given up: {cause}", code, lasting=True)
+        return Fault(cause, code) if found.lost_peer and is_new and code in LASTING_CODES else None
 
     def _answer(self, fault: Fault, budget: Budget) -> int | None:
         """After a fault: wait for the next start, or return the exit code to end with."""
@@ -144,6 +149,8 @@ class _Supervisor:
 
     def _end(self, outcome: Literal["requeue", "failed"], step: int, exit_code: int, **details: Any) -> int:
         if self._nodes.is_main:
+            if outcome == "failed" and len(self._nodes.slots) > 1:
+                details["given_up"] = True  # for the other nodes
             with contextlib.suppress(FrepaError):  # the disk may be what failed
                 write_outcome(self._run_dir, outcome, step, **details)
         return exit_code

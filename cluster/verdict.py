@@ -25,11 +25,13 @@ class Fault:
         cause: one line for people.
         code: exit code that says the kind.
         lost_peer: whether all that is known here is that ranks elsewhere are gone.
+        lasting: whether there is no use in starting again, whatever the code.
     """
 
     cause: str
     code: int = EnvironmentFault.exit_code
     lost_peer: bool = False
+    lasting: bool = False
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,8 @@ class Budget:
         # the same exception twice at the same place is a bug, and stays one
         again = fault.code == BUG_CODE and fault == self._last
         self._last = fault
-        if fault.code in LASTING_CODES or again or self.used >= self._patience.max_restarts:
+        lasting = fault.lasting or fault.code in LASTING_CODES
+        if lasting or again or self.used >= self._patience.max_restarts:
             return None
         self.used += 1
         wait: float = self._patience.backoff_seconds * 2.0 ** (self.used - 1)

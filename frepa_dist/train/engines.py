@@ -252,7 +252,7 @@ def create_engine(
 
 
 class EngineSubmodule:
-    """A module trained by a DeepSpeed engine; DeepSpeed saves its own state.
+    """A module trained by a DeepSpeed engine.
 
     Attributes:
         module: the module, its weights in the engine's precision.

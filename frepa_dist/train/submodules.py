@@ -112,7 +112,7 @@ class Submodules:
 
     @property
     def engines(self) -> dict[str, EngineSubmodule]:
-        """All that DeepSpeed trains and saves, by name."""
+        """All that DeepSpeed trains, by name."""
         return {"student": self.student, **{name: o.own for name, o in self.opponents.items()}}
 
     def begin_step(self, info: StepInfo) -> None:

@@ -1,6 +1,6 @@
 """A launcher and ranks that do as they are told, in place of DeepSpeed's and of training: no torch.
 
-python scripted_ranks.py PLAN.json NUM_RANKS --config X --supervised RUN
+python scripted_ranks.py PLAN.json 0,1 --config X --supervised RUN
 
 PLAN.json holds a list: for each start, what each rank does, as words of `act`. RUN/starts counts starts.
 """
@@ -15,14 +15,15 @@ import sys
 import time
 from pathlib import Path
 
-from frepa_dist.heartbeats import Heartbeat, heartbeat_path
+from cluster.launch import is_alive
+from frepa_dist.heartbeats import Heartbeat, heartbeat_path, read_pulse
 
 SECONDS = 0.02
 # the launcher kills ranks that have not ended by then, though their checkpoint takes longer
 PATIENCE_SECONDS, CHECKPOINT_SECONDS = 2.0, 3.0
 
 
-def launch(plan: Path, num_ranks: int, run: Path) -> int:
+def launch(plan: Path, numbers: str, run: Path) -> int:
     """As DeepSpeed's launcher: start the ranks, and end them when one fails."""
     count = run / "starts"
     start = int(count.read_text()) if count.exists() else 0
@@ -32,8 +33,8 @@ def launch(plan: Path, num_ranks: int, run: Path) -> int:
         file.write(" ".join(sys.argv[3:]) + "\n")
     acts = json.loads(plan.read_text())[start]
     ranks = []
-    for rank in range(num_ranks):
-        command = [sys.executable, __file__, "rank", str(rank), str(num_ranks), acts[rank], str(run)]
+    for number, words in zip(numbers.split(","), acts, strict=True):
+        command = [sys.executable, __file__, "rank", number, numbers, words, str(run)]
         ranks.append(subprocess.Popen(command))
 
     def end(*_: object) -> None:
@@ -55,12 +56,20 @@ def launch(plan: Path, num_ranks: int, run: Path) -> int:
     return 0
 
 
-def act(rank: int, num_ranks: int, words: str, run: Path) -> int:
+def all_alive(numbers: str, run: Path) -> bool:
+    """Whether no rank has died without a last word."""
+    pulses = [read_pulse(heartbeat_path(run / "heartbeats", rank)) for rank in map(int, numbers.split(","))]
+    return all(pulse is not None and (pulse.is_over or is_alive(pulse.pid)) for pulse in pulses)
+
+
+def act(rank: int, numbers: str, words: str, run: Path) -> int:
     """Do what is told, word by word, once all ranks are there."""
     heartbeat = Heartbeat(heartbeat_path(run / "heartbeats", rank), 0.0)
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda *_: (asked.append(1), heartbeat.stopping()))
-    while not all(heartbeat_path(run / "heartbeats", other).exists() for other in range(num_ranks)):
+    while not all(
+        heartbeat_path(run / "heartbeats", other).exists() for other in map(int, numbers.split(","))
+    ):
         time.sleep(SECONDS / 4)
     told = iter(words.split())
     step = 0
@@ -75,6 +84,8 @@ def act(rank: int, num_ranks: int, words: str, run: Path) -> int:
             (folder / "manifest.json").write_text("{}")
         elif word == "slow":  # to save
             pass
+        elif word == "outcome":
+            (run / "outcome.json").write_text((run / "bad").read_text())
         elif word == "say":
             print(f"rank {rank} says hello", flush=True)
         elif word == "pid":
@@ -104,6 +115,9 @@ def act(rank: int, num_ranks: int, words: str, run: Path) -> int:
                 heartbeat.beat(step)
                 time.sleep(SECONDS)
             time.sleep(CHECKPOINT_SECONDS if "slow" in words else 0)
+            if not all_alive(numbers, run):  # the barrier behind a checkpoint fails
+                heartbeat.end("failed", code=5, error="connection lost", lost_peer=True)
+                return 5
             heartbeat.end("requeue")
             if rank == 0:
                 (run / "outcome.json").write_text(json.dumps({"outcome": "requeue", "step": step}))
@@ -120,5 +134,5 @@ def act(rank: int, num_ranks: int, words: str, run: Path) -> int:
 
 if __name__ == "__main__":
     if sys.argv[1] == "rank":
-        sys.exit(act(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], Path(sys.argv[5])))
-    sys.exit(launch(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[sys.argv.index("--supervised") + 1])))
+        sys.exit(act(int(sys.argv[2]), sys.argv[3], sys.argv[4], Path(sys.argv[5])))
+    sys.exit(launch(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[sys.argv.index("--supervised") + 1])))

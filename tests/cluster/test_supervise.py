@@ -34,7 +34,11 @@ QUICK = Patience(
 
 
 def run_plan(
-    run: Path, *starts: tuple[str, ...], patience: Patience = QUICK, slots: tuple[int, ...] = ()
+    run: Path,
+    *starts: tuple[str, ...],
+    patience: Patience = QUICK,
+    slots: tuple[int, ...] = (),
+    node_rank: int = 0,
 ) -> int:
     """Supervise starts in each of which each rank does as it is told."""
     run.mkdir(exist_ok=True)
@@ -43,9 +47,9 @@ def run_plan(
     plan.write_text(json.dumps(starts))
 
     def command(arguments, nodes, _):
-        return [sys.executable, str(SCRIPT), str(plan), str(len(nodes.local_ranks)), *arguments]
+        return [sys.executable, str(SCRIPT), str(plan), ",".join(map(str, nodes.local_ranks)), *arguments]
 
-    nodes = Nodes(slots or (len(starts[0]),), master_port=29400 if slots else None)
+    nodes = Nodes(slots or (len(starts[0]),), node_rank, master_port=29400 if slots else None)
     return supervise(["--config", "x"], run, nodes, patience, command)
 
 
@@ -202,12 +206,23 @@ def test_the_first_rank_is_heard_on_the_terminal_and_the_others_in_their_logs(tm
     assert "rank 1 says hello" in (logs / "launcher-0.log").read_text()
 
 
-def test_on_several_nodes_the_cause_is_read_from_where_it_was_seen(tmp_path):
-    (tmp_path / "outcome.json").write_text(
-        json.dumps({"outcome": "failed", "step": 1, "code": 3, "error": "old"})
-    )
-    acts = ("steps 1 lose",)
-    assert run_plan(tmp_path, acts, acts, acts, slots=(1, 1)) == 5  # not by what an earlier start left
+def test_on_several_nodes_the_cause_is_told_where_it_was_seen(tmp_path):
+    lose, bad = ("steps 1 lose",), {"outcome": "failed", "step": 1, "code": 3, "error": "a damaged sample"}
+    (tmp_path / "outcome.json").write_text(json.dumps(bad))
+    # what an earlier job left is not the cause; this one gives up by its own budget, and tells the others
+    assert run_plan(tmp_path, lose, lose, lose, slots=(1, 1)) == 5
+    assert outcome(tmp_path)["given_up"]
+    (tmp_path / "bad").write_text(json.dumps(bad))
+    assert run_plan(tmp_path, *[lose] * 3, ("steps 1 outcome lose",), slots=(1, 1)) == 3
+    assert causes(tmp_path)[-1] == "a damaged sample"
+
+
+def test_a_node_ends_when_node_0_has_given_up(tmp_path):
+    given_up = {"outcome": "failed", "step": 1, "code": 5, "error": "no disk", "given_up": True}
+    (tmp_path / "outcome.json").write_text(json.dumps(given_up))
+    assert run_plan(tmp_path, ("steps 1 lose",), slots=(1, 1), node_rank=1) == 5
+    assert causes(tmp_path) == ["node 0 has given up: no disk"]
+    assert outcome(tmp_path) == given_up
 
 
 def test_a_second_supervisor_is_refused(tmp_path):
