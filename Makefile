@@ -21,10 +21,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python tools/demo.py $(if $(DATA),--data '$(DATA)')
 
-# tests wait more than they compute, so three run at once; those that train on two cores need both
+# tests wait more than they compute, so three run at once; those that start ranks, two
 test: setup
 	$(BIN)/python -m pytest -m 'not soak and not distributed' --numprocesses 3 --dist loadfile --durations=10
-	$(BIN)/python -m pytest -m 'distributed and not soak' --durations=5
+	$(BIN)/python -m pytest -m 'distributed and not soak' --numprocesses 2 --dist loadfile --durations=5
 
 check: setup
 	$(BIN)/ruff check .

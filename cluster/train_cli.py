@@ -107,6 +107,7 @@ def pretrain(config: str, overrides: tuple[str, ...], or_resume: bool, dry_run: 
     from cluster.supervise import supervise
     from frepa_dist.config import RunConfig
     from frepa_dist.runs import CONFIG, check_unused
+    from frepa_dist.train.checkpoint.copies import check_place_is_free
     from shards.read.order import check_batch_sizes
     from shards.read.views import open_snapshot
     from shards.support.settings import load_settings
@@ -120,13 +121,31 @@ def pretrain(config: str, overrides: tuple[str, ...], or_resume: bool, dry_run: 
 
         sys.exit(rehearse(config, overrides, run, nodes))
     arguments = ["--config", config, *(part for item in overrides for part in ("--set", item))]
+    place = run.train.checkpoint_copy
+    if or_resume and place is not None and not (run.output / CONFIG).is_file():
+        restore_config(place, run.output)
     if or_resume and (run.output / CONFIG).is_file():
         check_same_run(run)
         arguments = ["--resume", str(run.output), "--or-begin"]
     elif nodes.is_main:  # node 0 may have begun to write before another one looks
         check_unused(run.output)
+        if place is not None:
+            check_place_is_free(place)
     open_snapshot(run.stream_config())
     sys.exit(supervise(arguments, run.output, nodes, read_patience(options)))
+
+
+def restore_config(place: str, run_dir: Path) -> None:
+    """Begin to bring a run folder back from the copies of its checkpoints, where there are some."""
+    from frepa_dist.runs import CONFIG
+    from frepa_dist.train.checkpoint.copies import fetch_config
+    from shards.stores.atomic import replace_text, writing_to
+
+    content = fetch_config(place)
+    if content is not None:  # every node may write it: the same bytes, at once
+        with writing_to(run_dir):
+            run_dir.mkdir(parents=True, exist_ok=True)
+        replace_text(run_dir / CONFIG, content.decode())
 
 
 def check_same_run(given: RunConfig) -> None:
@@ -147,7 +166,11 @@ def check_same_run(given: RunConfig) -> None:
     }
     data = data.model_copy(update=resolved)
     wanted = given.model_copy(update={"data": data, "output": stored.output})
-    differing = _differing(wanted.model_dump(mode="json"), stored.model_dump(mode="json"))
+    ours, theirs = wanted.model_dump(mode="json"), stored.model_dump(mode="json")
+    copy = given.train.checkpoint_copy
+    if copy is not None and not is_remote(copy):
+        ours["train"]["checkpoint_copy"] = str(Path(copy).resolve())
+    differing = _differing(ours, theirs)
     if differing:
         raise ConfigError(
             f"this folder holds another run: {', '.join(differing)} differ",
@@ -180,8 +203,8 @@ def resume(run: Path, **options: Any) -> None:
     from cluster.supervise import supervise
     from frepa_dist.runs import ENVIRONMENT, find_checkpoint, load_run_config
 
-    load_run_config(run)
-    find_checkpoint(run)
+    if load_run_config(run).train.checkpoint_copy is None:
+        find_checkpoint(run)
     had = None
     if options["num_ranks"] is None and (run / ENVIRONMENT).is_file():
         had = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))["world_size"]

@@ -136,6 +136,8 @@ class TrainConfig(Settings):
             before its name (`-teacher/agreement`) the largest. Values are means since the log line before.
         checkpoint_failures: so many checkpoints in a row that cannot be written (disk full) end the run; with
             fewer it goes on, and says so.
+        checkpoint_copy: folder or `s3://bucket/prefix`, of this run alone, where checkpoints are kept a
+            second time. A run whose folder is lost or damaged is gone on with from there.
         guard: what is done about steps whose numbers cannot be right.
         log_keys: write the keys of the samples of every step to RUN/keys: what was used can be counted there.
         metrics_port: rank r serves Prometheus metrics on this port + r of 127.0.0.1; None serves none.
@@ -166,6 +168,7 @@ class TrainConfig(Settings):
     keep_every: int | None = Field(None, ge=1)
     keep_best: str | None = None
     checkpoint_failures: int = Field(3, ge=1)
+    checkpoint_copy: PlaceName | None = None
     guard: GuardConfig = GuardConfig()
     log_keys: bool = False
     metrics_port: int | None = Field(None, ge=1024, le=65535)

@@ -36,7 +36,7 @@ from frepa_dist.runs import (
     check_unused,
     load_run_config,
 )
-from frepa_dist.train.checkpoint import newest_intact
+from frepa_dist.train.checkpoint.copies import check_place_is_free, find_newest
 from frepa_dist.train.engines import World, process_group
 from frepa_dist.train.failures import translate
 from frepa_dist.train.loop import Trainer
@@ -78,7 +78,11 @@ def prepare_run(config: RunConfig, world: World) -> RunConfig:
     root = data.root if is_remote(data.root) else str(Path(data.root).resolve())
     cache_dir = data.cache_dir and data.cache_dir.resolve()
     data = data.model_copy(update={"snapshot": pinned, "root": root, "cache_dir": cache_dir})
-    config = config.model_copy(update={"data": data, "output": config.output.resolve()})
+    copy = config.train.checkpoint_copy
+    if copy is not None and not is_remote(copy):
+        copy = str(Path(copy).resolve())
+    train = config.train.model_copy(update={"checkpoint_copy": copy})
+    config = config.model_copy(update={"data": data, "train": train, "output": config.output.resolve()})
     if world.is_main:
         replace_text(config.output / CONFIG, dump_yaml(config.model_dump(mode="json")))
     return config
@@ -127,6 +131,8 @@ class Start:
         if resumed is None:
             config = load_settings(RunConfig, self._arguments.config, self._arguments.overrides)
             check_unused(config.output)
+            if world.is_main and config.train.checkpoint_copy is not None:
+                check_place_is_free(config.train.checkpoint_copy)
         elif self._arguments.overrides:
             raise ConfigError("--set has no meaning with --resume: a run goes on as it was", where="--set")
         else:
@@ -141,7 +147,8 @@ class Start:
         self.run_dir = config.output
         if resumed is None:
             return prepare_run(config, world), None
-        found = world.from_main(newest_intact(config.output) if world.is_main else None)
+        place = config.train.checkpoint_copy
+        found = world.from_main(find_newest(config.output, place) if world.is_main else None)
         if found is None and not self._arguments.or_begin:
             raise DataError(
                 "no complete checkpoint to resume from",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
-import sys
 
 import pytest
 
@@ -13,6 +11,7 @@ from cluster import doctor
 from frepa_dist.config import RunConfig
 from frepa_dist.models.cost import count_cost
 from shards.support.settings import load_settings
+from tests.commands import frepa
 from tests.shards.building import build
 from tests.shards.images import write_images
 
@@ -95,8 +94,7 @@ def test_a_package_of_another_version(monkeypatch):
 
 @pytest.mark.distributed
 def test_ranks_meet_and_the_command_prints_what_it_finds():
-    command = [sys.executable, "-m", "cluster.cli", "doctor", "--num-ranks", "2", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = frepa("doctor", "--num-ranks", 2, "--json")
     found = {finding["check"]: finding for finding in json.loads(done.stdout)}
     assert found["ranks"]["state"] == "ok", done
     assert "2 ranks meet by" in found["ranks"]["says"]

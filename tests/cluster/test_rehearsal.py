@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
+import tempfile
 
 import pytest
 
+from tests.commands import frepa
 from tests.shards.building import build
 from tests.shards.images import write_images
 
 
 @pytest.mark.distributed
-def test_two_steps_are_taken_and_nothing_is_left(tmp_path):
+def test_two_steps_are_taken_and_nothing_is_left(tmp_path, monkeypatch):
     build(write_images(tmp_path / "images", [f"{number}.png" for number in range(12)]), tmp_path / "root")
     settings = {
         "data.root": tmp_path / "root",
@@ -26,16 +25,9 @@ def test_two_steps_are_taken_and_nothing_is_left(tmp_path):
         "train.epochs": 50,
     }
     sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-m", "cluster.cli", "pretrain", "--dry-run", "--config", "demo/mae", *sets]
-    places = {"TMPDIR": str(tmp_path / "tmp"), "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
-    done = subprocess.run(
-        [*command, "--num-ranks", "1"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **places},
-    )
+    done = frepa("pretrain", "--dry-run", "--config", "demo/mae", *sets, "--num-ranks", 1)
     assert done.returncode == 0, done.stderr
     assert re.search(r"2 steps taken: loss \d.*; 150 steps would take \d+\.\d hours", done.stdout), (
         done.stdout

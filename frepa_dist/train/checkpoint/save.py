@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from frepa_dist.config import RunConfig
+from frepa_dist.train.checkpoint.copies import Copies
 from frepa_dist.train.checkpoint.files import Layout, split_state
 from frepa_dist.train.checkpoint.folders import Retention, remove_remains
 from frepa_dist.train.checkpoint.pieces import replicated_stretches, stretches_of
@@ -68,7 +69,9 @@ class Checkpoints:
         self._facts = {"format": FORMAT, "snapshot": snapshot, "config": config.model_dump(mode="json")}
         group = dist.new_group(backend="gloo")
         assert isinstance(group, dist.ProcessGroup)  # this rank is in it
-        self._writer = Writer(run_dir, world, group, submodules.student, self.retention)
+        place = train.checkpoint_copy
+        self._copies = Copies(place, run_dir) if place is not None and world.is_main else None
+        self._writer = Writer(run_dir, world, group, submodules.student, self.retention, self._copies)
         self._buffer: Tensor | None = None
         self._job: Job | None = None
         self._thread: Thread | None = None
@@ -107,7 +110,7 @@ class Checkpoints:
         self._settle(last=False)
 
     def finish(self) -> None:
-        """Wait until the last checkpoint is written.
+        """Wait until the last checkpoint is written, and copied where that can be done.
 
         Raises:
             DivergedError: its weights are not finite.
@@ -115,6 +118,8 @@ class Checkpoints:
         """
         began = time.perf_counter()
         self._settle(last=True)
+        if self._copies is not None:
+            self._copies.finish()
         self.waited_seconds += time.perf_counter() - began
 
     def _known(self, step: int, metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from frepa_dist.runs import CHECKPOINTS, LATEST, MANIFEST, STUDENT_WEIGHTS, checkpoint_name
+from frepa_dist.train.checkpoint.copies import Copies
 from frepa_dist.train.checkpoint.files import Layout, TensorReader, Written, rank_file, write_bytes, writing
 from frepa_dist.train.checkpoint.folders import PARTIAL, Retention, remove_checkpoint
 from frepa_dist.train.checkpoint.pieces import MASTER, engine_parts
@@ -73,6 +74,7 @@ class Writer:
         group: of all ranks, on gloo, which only these threads use.
         student: whose weights are written once more, whole.
         retention: which checkpoints stay when one has come.
+        copies: where a second copy goes; None: nowhere.
     """
 
     def __init__(
@@ -82,7 +84,9 @@ class Writer:
         group: dist.ProcessGroup,
         student: EngineSubmodule,
         retention: Retention,
+        copies: Copies | None = None,
     ) -> None:
+        self._copies = copies
         self._run_dir, self._world, self._group, self._retention = run_dir, world, group, retention
         self._shapes, self._fixed = engine_parts(student).shapes(), student.fixed
 
@@ -168,6 +172,8 @@ class Writer:
                 waited_seconds=round(job.waited_seconds, 3),
             )
         )
+        if self._copies is not None:
+            self._copies.send()
 
     def _check_shared(self, path: Path, file: Written) -> None:
         size = path.stat().st_size if path.is_file() else 0

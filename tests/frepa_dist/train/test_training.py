@@ -28,12 +28,12 @@ from frepa_dist.runs import find_checkpoint, list_checkpoints, read_json_lines, 
 from frepa_dist.train.checkpoint.files import TensorReader
 from shards.builder.build import BuildConfig, build_dataset
 from shards.dataset import load_snapshot, read_index
+from tests import commands
+from tests.commands import ON_CPU
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]
 
 STEPS = 10
-# gloo on the CPU, also where there is a GPU: bit-equal results are promised there
-ON_CPU = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 NUM_IMAGES = 27  # batches of 8: three an epoch, three samples left over
 
 
@@ -67,14 +67,14 @@ def arguments(dataset: Path, run: Path, **settings: object) -> list[str]:
     return ["pretrain", "--config", "demo/retmae", *sets]
 
 
-def frepa(*parts: str, num_ranks: int = 2) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cluster.cli", *parts, "--num-ranks", str(num_ranks)]
-    command += ["--max-restarts", "0"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, env=ON_CPU)
+def frepa(*parts: str, num_ranks: int = 2) -> commands.Ended:
+    return commands.frepa(*parts, "--num-ranks", num_ranks, "--max-restarts", 0)
 
 
 def quiet_start(command: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ON_CPU)
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **ON_CPU}
+    )
 
 
 def wait_for_step(process: subprocess.Popen[bytes], run: Path, step: int) -> None:
@@ -322,7 +322,7 @@ def test_one_rank_with_accumulation_trains_as_two_without(uninterrupted, dataset
                 assert ours[name] == pytest.approx(theirs[name], rel=2e-3, abs=2e-5), (name, ours["step"])
 
 
-def error_line(result: subprocess.CompletedProcess[str]) -> str:
+def error_line(result: commands.Ended) -> str:
     assert "Traceback" not in result.stderr
     lines = [line for line in result.stderr.splitlines() if line.startswith("frepa: error: ")]
     assert lines, result.stderr
