@@ -31,6 +31,6 @@ def test_a_requeued_job_goes_on_with_its_own_run_only(tmp_path):
     with pytest.raises(ConfigError, match=r"train\.betas, train\.steps differ"):
         check_same_run(given(tmp_path, train={"steps": 13, "betas": [0.9, 0.99]}))
     with pytest.raises(ConfigError, match=r"data\.snapshot differ"):
-        check_same_run(given(tmp_path, data={"snapshot": "abd"}))
+        check_same_run(given(tmp_path, data={"snapshot": "xyz"}))
     with pytest.raises(ConfigError, match=r"data\.root differ"):
         check_same_run(given(tmp_path, data={"root": "s3://bucket/dataset"}))
