@@ -122,7 +122,8 @@ def find_fault(
         step = max(pulses[rank].step for rank in gone)
         verb = "was" if len(gone) == 1 else "were"
         how = describe_signal(status)
-        when = f"after step {step}" if step >= 0 else "before the first step"
+        # heartbeats come a second apart at most, and steps may be faster
+        when = f"at about step {step}" if step >= 0 else "before the first step"
         return Fault(f"{name_ranks(gone)} {verb} killed {when} ({how})")
     if status is not None and status < 0:
         return Fault(f"the launcher was killed by {signal_name(-status)}")
@@ -147,7 +148,7 @@ def describe_hang(
     else:
         who, how = f"rank {rank}", ", waiting for another node or for the network" if num_nodes > 1 else ""
     step = max((pulse.step for pulse in pulses.values()), default=-1)
-    when = f"after step {step}" if step >= 0 else "before the first step"
+    when = f"at about step {step}" if step >= 0 else "before the first step"
     return Fault(f"{who} hung {when}{how}: no heartbeat for {seconds:.0f} s")
 
 

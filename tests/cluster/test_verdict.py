@@ -50,8 +50,8 @@ FAILED = {"state": "failed"}
 @pytest.mark.parametrize(
     ("pulses", "gone", "missing", "status", "expected"),
     [
-        ({0: pulse(), 1: pulse(step=7)}, [1], [], 247, ("rank 1 was killed after step 7 (SIGKILL", 5)),
-        ({0: pulse(), 1: pulse(step=7)}, [1], [], 245, ("rank 1 was killed after step 7 (SIGSEGV)", 5)),
+        ({0: pulse(), 1: pulse(step=7)}, [1], [], 247, ("rank 1 was killed at about step 7 (SIGKILL", 5)),
+        ({0: pulse(), 1: pulse(step=7)}, [1], [], 245, ("rank 1 was killed at about step 7 (SIGSEGV)", 5)),
         ({0: pulse(step=-1)}, [0], [], None, ("rank 0 was killed before the first step", 5)),
         ({0: pulse(**FAILED, code=5, error="late"), 1: pulse(**FAILED, code=3, error="bad")}, [], [], 3,
          ("rank 1: bad", 3)),
@@ -72,10 +72,10 @@ def test_the_cause_is_what_happened_first(pulses, gone, missing, status, expecte
 
 def test_a_hang_names_the_rank_that_is_stopped_or_behind():
     pulses = {0: pulse(step=9), 1: pulse(step=8), 2: pulse(step=9)}
-    assert describe_hang(2, 60, pulses, [0]).cause.startswith("rank 0 hung after step 9, stopped by a signal")
-    assert describe_hang(2, 60, pulses, []).cause.startswith("rank 1 hung after step 9, behind the others")
+    assert describe_hang(2, 60, pulses, [0]).cause.startswith("rank 0 hung at about step 9, stopped by a signal")
+    assert describe_hang(2, 60, pulses, []).cause.startswith("rank 1 hung at about step 9, behind the others")
     equal = {0: pulse(step=9), 1: pulse(step=9)}
-    assert describe_hang(1, 60, equal, []).cause == "rank 1 hung after step 9: no heartbeat for 60 s"
+    assert describe_hang(1, 60, equal, []).cause == "rank 1 hung at about step 9: no heartbeat for 60 s"
     assert "another node or for the network" in describe_hang(1, 60, equal, [], num_nodes=2).cause
 
 

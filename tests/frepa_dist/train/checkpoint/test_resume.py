@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from frepa_dist.config import RunConfig
-from frepa_dist.train.checkpoint.resume import FORMAT, check_same_run, read_state
+from frepa_dist.runs import read_json_lines
+from frepa_dist.train.checkpoint.resume import FORMAT, _report, check_same_run, read_state
+from frepa_dist.train.engines import World
+from frepa_dist.train.records import describe_environment
 from shards.support.errors import ConfigError, DataError
 from shards.support.settings import load_settings
 
@@ -76,3 +80,18 @@ def test_a_checkpoint_of_another_version_is_refused_in_words(tmp_path, content):
         read_state(tmp_path)
     (tmp_path / "state.json").write_text(json.dumps({"format": FORMAT}))
     assert read_state(tmp_path)
+
+
+def test_another_torch_is_allowed_told_and_written_down(tmp_path, capsys):
+    world = World(0, 0, 1, torch.device("cpu"))
+    before = {**describe_environment(world), "python": "3.11.0"}
+    before["packages"] = {**before["packages"], "torch": "2.11.0"}
+    run = tmp_path / "run"
+    folder = run / "checkpoints" / "step-00000002"
+    folder.mkdir(parents=True)
+    _report(folder, run, {"environment": before}, ["data.num_workers: 2 -> 1"], world)
+    assert f"packages.torch: 2.11.0 -> {torch.__version__.partition('+')[0]}" in capsys.readouterr().err
+    (event,) = read_json_lines(run / "events.jsonl")
+    assert event["event"] == "changed"
+    assert event["settings"] == ["data.num_workers: 2 -> 1"]
+    assert len(event["environment"]) == 2
