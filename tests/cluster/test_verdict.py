@@ -72,7 +72,9 @@ def test_the_cause_is_what_happened_first(pulses, gone, missing, status, expecte
 
 def test_a_hang_names_the_rank_that_is_stopped_or_behind():
     pulses = {0: pulse(step=9), 1: pulse(step=8), 2: pulse(step=9)}
-    assert describe_hang(2, 60, pulses, [0]).cause.startswith("rank 0 hung at about step 9, stopped by a signal")
+    assert describe_hang(2, 60, pulses, [0]).cause.startswith(
+        "rank 0 hung at about step 9, stopped by a signal"
+    )
     assert describe_hang(2, 60, pulses, []).cause.startswith("rank 1 hung at about step 9, behind the others")
     equal = {0: pulse(step=9), 1: pulse(step=9)}
     assert describe_hang(1, 60, equal, []).cause == "rank 1 hung at about step 9: no heartbeat for 60 s"

@@ -142,7 +142,7 @@ def test_training_does_not_wait_for_the_disk_and_does_not_change_what_is_written
 @pytest.mark.soak
 def test_a_disk_that_fills_up_and_is_enlarged(small_dataset):
     """A real one: the second checkpoint does not fit, and what is there is gone on with."""
-    result = run_on_small_disk(FULL, "300k", small_dataset, timeout=200)
+    result = run_on_small_disk(FULL, "200k", small_dataset, timeout=200)
     assert result.returncode == 0, result.stderr
     assert "no checkpoint of step 2: rank 0" in result.stderr
 
