@@ -39,6 +39,7 @@ def rehearse(config: str, overrides: Sequence[str], run: RunConfig, nodes: Nodes
             "train.epochs=null",
             f"train.steps={STEPS}",
             f"train.checkpoint_every={STEPS}",
+            "train.checkpoint_copy=null",
             "train.log_every=1",
         ]
         sets = [part for item in (*overrides, *own) for part in ("--set", item)]

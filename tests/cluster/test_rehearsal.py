@@ -23,6 +23,7 @@ def test_two_steps_are_taken_and_nothing_is_left(tmp_path, monkeypatch):
         "train.micro_batch_size": 2,
         "train.steps": "null",
         "train.epochs": 50,
+        "train.checkpoint_copy": tmp_path / "copy",
     }
     sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
@@ -33,4 +34,5 @@ def test_two_steps_are_taken_and_nothing_is_left(tmp_path, monkeypatch):
         done.stdout
     )
     assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "copy").exists()
     assert not list((tmp_path / "tmp").glob("frepa-rehearsal-*"))
