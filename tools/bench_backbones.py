@@ -31,6 +31,7 @@ MODES = {
     "plain": [],
     "compile": ["train.compile=true"],
     "checkpoint": ["method.model.activation_checkpointing=true"],
+    "channels_last": [],  # weights of convolutions, and with them what comes out of them
 }
 SMALL_NAMES = ["vit_tiny", "swin_pico", "swinv2_pico", "convnext_twin", "convnextv2_twin", "resnet10"]
 FAILED = "CELL FAILED: "
@@ -68,6 +69,8 @@ def measure_cell(cell: dict[str, Any]) -> dict[str, float]:
         on_gpu = world.device.type == "cuda"
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         trainer = Trainer(config, config.output, world, Telemetry())
+        if cell["mode"] == "channels_last":
+            trainer.submodules.student.module.to(memory_format=torch.channels_last)
         batches = [trainer.to_device(batch) for batch in next(trainer.stream.batches(0, 0))]
         info = StepInfo(step=500, total_steps=1000, seed=0)  # past all warm-ups
         for number in range(cell["rounds"] + 2):
@@ -164,7 +167,8 @@ def main() -> None:
                         *MODES[mode],
                         *arguments.overrides,
                     ]
-                    cell = {"method": method, "settings": settings, "rounds": arguments.rounds}
+                    cell = {"method": method, "mode": mode, "settings": settings}
+                    cell["rounds"] = arguments.rounds
                     print(format_row(name, method, mode, run_cell(cell)), flush=True)
 
 
