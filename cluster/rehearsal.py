@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,8 +49,9 @@ def rehearse(config: str, overrides: Sequence[str], run: RunConfig, nodes: Nodes
             last = read_metrics(folder)[-1]
             hours = steps * last["time/total"] / HOUR
             print(
-                f"{STEPS} steps taken: loss {last['loss']:.4f}, {last['samples_per_second']:.1f} images/s, "
-                f"{last['time/total']:.2f} s a step of which {last['time/data']:.2f} s wait for data; "
-                f"{steps} steps would take {hours:.1f} hours at this pace"
+                f"{STEPS} steps taken: loss {last.get('loss', math.nan):.4f}, "
+                f"{last['samples_per_second']:.1f} images/s, {last['time/total']:.2f} s a step of which "
+                f"{last['time/data']:.2f} s wait for data; {steps} steps would take {hours:.1f} hours at "
+                "this pace"
             )
     return code

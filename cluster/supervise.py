@@ -21,12 +21,12 @@ from cluster.launch import Launch, free_shared_memory, launch_command, rank_envi
 from cluster.nodes import Nodes
 from cluster.verdict import LASTING_CODES, Budget, Fault, Patience
 from cluster.watch import ASKING, Ending, Requests, Watch
-from frepa_dist.heartbeats import heartbeat_path
+from frepa_dist.heartbeats import blank, heartbeat_path
 from frepa_dist.journal import append_event, read_outcome, write_outcome
 from frepa_dist.runs import CONFIG, HEARTBEATS, LOGS, OUTCOME, list_checkpoints
 from shards.stores.atomic import writing_to
 from shards.stores.store import lock_folder
-from shards.support.errors import FrepaError
+from shards.support.errors import EnvironmentFault, FrepaError
 
 REQUEUE_CODE = 75  # EX_TEMPFAIL of sysexits.h: batch systems are told to start this again
 Command = Callable[[Sequence[str], Nodes, str], list[str]]
@@ -67,6 +67,8 @@ class _Supervisor:
         self._patience, self._command = patience, command
         self._requests = Requests()
         self._starts = 0
+        self._known_step = -1
+        self._first_outcome = self._outcome_stamp()
 
     def run(self) -> int:
         """Start, watch and restart to the end."""
@@ -75,7 +77,7 @@ class _Supervisor:
             (self._run_dir / OUTCOME).unlink(missing_ok=True)  # it would tell the others of an earlier job
         with self._hearing():
             while True:
-                found = self._start()
+                found = self._try_start()
                 if found == "done":
                     return 0
                 if found == "requeue":
@@ -86,6 +88,15 @@ class _Supervisor:
                 code = self._answer(found, budget)
                 if code is not None:
                     return code
+
+    def _try_start(self) -> Ending | Fault:
+        """One start; what the machine refuses is an error of the first, and a fault of later ones."""
+        try:
+            return self._start()
+        except (EnvironmentFault, OSError) as error:  # storage may be what failed before, and come back
+            if self._starts <= 1:
+                raise
+            return Fault(str(error))
 
     def _start(self) -> Ending | Fault:
         """One start, from the launcher to the end of the last rank."""
@@ -98,32 +109,36 @@ class _Supervisor:
         with writing_to(run_dir):
             (run_dir / LOGS).mkdir(exist_ok=True)
             for rank in nodes.local_ranks:
-                heartbeat_path(run_dir / HEARTBEATS, rank).unlink(missing_ok=True)
+                blank(heartbeat_path(run_dir / HEARTBEATS, rank))
             command = self._command([*arguments, "--supervised", str(run_dir)], nodes, devices)
             log = run_dir / LOGS / f"launcher-{nodes.node_rank}.log"
             log.touch()
-            before = self._outcome_stamp()
+            place, before = log.stat().st_size, self._outcome_stamp()
             launch = Launch(command, environment, log)
         try:
-            found = Watch(launch, run_dir, nodes, self._patience, self._requests, log).to_the_end()
+            watch = Watch(launch, run_dir, nodes, self._patience, self._requests, log, place)
+            found = watch.to_the_end()
         finally:
             ended = launch.end()
             free_shared_memory(nodes)
         if not ended:
             self._say("some processes of the last start do not end; they may hold memory and devices")
         if isinstance(found, Fault) and len(nodes.slots) > 1:
-            return self._cause_elsewhere(found, is_new=self._outcome_stamp() != before) or found
+            return self._end_elsewhere(found, before) or found
         return found
 
-    def _cause_elsewhere(self, found: Fault, is_new: bool) -> Fault | None:
-        """Why another node ended for good, where the shared run folder tells."""
-        said = read_outcome(self._run_dir)
-        if said is None or said["outcome"] != "failed":
+    def _end_elsewhere(self, found: Fault, before: tuple[int, int] | None) -> Ending | Fault | None:
+        """How the run ended on other nodes, where the shared run folder tells."""
+        said, stamp = read_outcome(self._run_dir), self._outcome_stamp()
+        if said is None or stamp == self._first_outcome:  # that of an earlier job
             return None
+        if said["outcome"] != "failed":  # all ranks had agreed before one of this node went
+            ending: Ending = said["outcome"]
+            return ending
         cause, code = str(said.get("error")), int(said.get("code", 1))
         if said.get("given_up") and not self._nodes.is_main:
             return Fault(f"node 0 has given up: {cause}", code, lasting=True)
-        return Fault(cause, code) if found.lost_peer and is_new and code in LASTING_CODES else None
+        return Fault(cause, code) if found.lost_peer and stamp != before and code in LASTING_CODES else None
 
     def _answer(self, fault: Fault, budget: Budget) -> int | None:
         """After a fault: wait for the next start, or return the exit code to end with."""
@@ -156,9 +171,11 @@ class _Supervisor:
         return exit_code
 
     def _checkpoint_step(self) -> int:
-        """Step of the newest checkpoint, -1 where there is none."""
-        found = list_checkpoints(self._run_dir)
-        return int(found[-1].name.removeprefix("step-")) if found else -1
+        """Step of the newest checkpoint, -1 where there is none; as last known where the disk fails."""
+        with contextlib.suppress(OSError):
+            found = list_checkpoints(self._run_dir)
+            self._known_step = int(found[-1].name.removeprefix("step-")) if found else -1
+        return self._known_step
 
     def _from_where(self) -> str:
         step = self._checkpoint_step()
@@ -181,7 +198,10 @@ class _Supervisor:
         print(f"frepa: {text}", file=sys.stderr, flush=True)
 
     def _say_stopped(self) -> None:
-        self._say(f"stopped as asked; `frepa resume {self._run_dir}` goes on {self._from_where()}")
+        command = f"frepa resume {self._run_dir}"
+        if not (self._run_dir / CONFIG).is_file():  # it had not begun
+            command = "frepa pretrain --or-resume ..."
+        self._say(f"stopped as asked; `{command}` goes on {self._from_where()}")
 
     @contextlib.contextmanager
     def _hearing(self) -> Iterator[None]:

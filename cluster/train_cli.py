@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,13 @@ def nodes_options(function: F) -> F:
                 show_default=True,
                 help="A rank that shows no progress for so long counts as dead.",
             ),
+            click.option(
+                "--stop-seconds",
+                type=click.FloatRange(min=1),
+                default=240,
+                show_default=True,
+                help="How long ranks may take to stop when asked, with a checkpoint.",
+            ),
         )
     ):
         function = option(function)
@@ -76,7 +84,7 @@ def read_patience(options: dict[str, Any]) -> Patience:
     """When to restart, as the options say."""
     from cluster.verdict import Patience
 
-    return Patience(max_restarts=options["max_restarts"], hang_seconds=options["hang_seconds"])
+    return Patience(**{key: options[key] for key in ("max_restarts", "hang_seconds", "stop_seconds")})
 
 
 @click.command()
@@ -106,7 +114,7 @@ def pretrain(config: str, overrides: tuple[str, ...], or_resume: bool, dry_run: 
     """
     from cluster.supervise import supervise
     from frepa_dist.config import RunConfig
-    from frepa_dist.runs import CONFIG, check_unused
+    from frepa_dist.runs import CONFIG, check_unused, load_run_config
     from frepa_dist.train.checkpoint.copies import check_place_is_free
     from shards.read.order import check_batch_sizes
     from shards.read.views import open_snapshot
@@ -123,9 +131,9 @@ def pretrain(config: str, overrides: tuple[str, ...], or_resume: bool, dry_run: 
     arguments = ["--config", config, *(part for item in overrides for part in ("--set", item))]
     place = run.train.checkpoint_copy
     if or_resume and place is not None and not (run.output / CONFIG).is_file():
-        restore_config(place, run.output)
+        restore_config(run, place)
     if or_resume and (run.output / CONFIG).is_file():
-        check_same_run(run)
+        check_same_run(run, load_run_config(run.output))
         arguments = ["--resume", str(run.output), "--or-begin"]
     elif nodes.is_main:  # node 0 may have begun to write before another one looks
         check_unused(run.output)
@@ -135,29 +143,36 @@ def pretrain(config: str, overrides: tuple[str, ...], or_resume: bool, dry_run: 
     sys.exit(supervise(arguments, run.output, nodes, read_patience(options)))
 
 
-def restore_config(place: str, run_dir: Path) -> None:
+def restore_config(given: RunConfig, place: str) -> None:
     """Begin to bring a run folder back from the copies of its checkpoints, where there are some."""
-    from frepa_dist.runs import CONFIG
+    from frepa_dist.runs import CONFIG, load_run_config
     from frepa_dist.train.checkpoint.copies import fetch_config
     from shards.stores.atomic import replace_text, writing_to
 
     content = fetch_config(place)
-    if content is not None:  # every node may write it: the same bytes, at once
-        with writing_to(run_dir):
-            run_dir.mkdir(parents=True, exist_ok=True)
-        replace_text(run_dir / CONFIG, content.decode())
+    if content is None:
+        return
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / CONFIG).write_bytes(content)
+        check_same_run(given, load_run_config(Path(name)), place)
+    with writing_to(given.output):  # every node may write it: the same bytes, at once
+        given.output.mkdir(parents=True, exist_ok=True)
+    replace_text(given.output / CONFIG, content.decode())
 
 
-def check_same_run(given: RunConfig) -> None:
-    """Make sure that the run in `output` is the one that a config describes.
+def check_same_run(given: RunConfig, stored: RunConfig, where: Path | str | None = None) -> None:
+    """Make sure that a run is the one that a config describes.
+
+    Args:
+        given: of the command line.
+        stored: the run's own.
+        where: where that lies, for the error; None: in `output`.
 
     Raises:
         ConfigError: it differs in something else than what a run resolves for itself.
     """
-    from frepa_dist.runs import load_run_config
     from shards.stores.store import is_remote
 
-    stored = load_run_config(given.output)
     data = given.data
     resolved = {
         "root": data.root if is_remote(data.root) else str(Path(data.root).resolve()),
@@ -173,9 +188,9 @@ def check_same_run(given: RunConfig) -> None:
     differing = _differing(ours, theirs)
     if differing:
         raise ConfigError(
-            f"this folder holds another run: {', '.join(differing)} differ",
-            where=given.output,
-            fix=f"`frepa resume {given.output}` to go on as it was, or another output",
+            f"this place holds another run: {', '.join(differing)} differ",
+            where=where or given.output,
+            fix=f"`frepa resume {given.output}` to go on as it was, or another place",
         )
 
 
@@ -195,23 +210,27 @@ def _differing(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> 
 @click.argument("run", type=FOLDER)
 @nodes_options
 def resume(run: Path, **options: Any) -> None:
-    """Go on with the run at RUN from its newest whole checkpoint, as it was configured.
+    """Go on with the run at RUN from its newest whole checkpoint, or from the beginning before the first.
 
-    Takes as many ranks as the run had, unless told otherwise: the global batch and the order of samples stay.
-    See `frepa pretrain` for stopping, restarts and several nodes.
+    It goes on as RUN/config.yaml says: what decides no number may be changed there, such as
+    `train.micro_batch_size`. Takes as many ranks as the run had, unless told otherwise or there are fewer
+    GPUs: the global batch and the order of samples stay. See `frepa pretrain` for stopping, restarts and
+    several nodes.
     """
-    from cluster.supervise import supervise
-    from frepa_dist.runs import ENVIRONMENT, find_checkpoint, load_run_config
+    import torch
 
-    if load_run_config(run).train.checkpoint_copy is None:
-        find_checkpoint(run)
+    from cluster.supervise import supervise
+    from frepa_dist.runs import ENVIRONMENT, load_run_config
+
+    load_run_config(run)
     had = None
     if options["num_ranks"] is None and (run / ENVIRONMENT).is_file():
         had = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))["world_size"]
+        had = min(had, torch.cuda.device_count() or had)
     nodes = read_nodes(options, had)
     if had is not None and len(nodes.slots) > 1 and nodes.world_size != had:
         nodes = read_nodes(options)  # it had `had` ranks over all nodes
-    sys.exit(supervise(["--resume", str(run)], run, nodes, read_patience(options)))
+    sys.exit(supervise(["--resume", str(run), "--or-begin"], run, nodes, read_patience(options)))
 
 
 @click.command()

@@ -44,6 +44,7 @@ class Patience:
             longest step and a checkpoint.
         start_seconds: the same until every rank has taken a step, where that is longer: to import, to meet,
             to compile, to fetch the first samples.
+        stop_seconds: how long ranks may take to stop when asked, with a checkpoint; then they are ended.
         backoff_seconds: wait before the first restart; each further one without progress doubles it.
         max_backoff_seconds: the longest wait.
         grace_seconds: when a rank is gone, how long the others may take to say what they saw.
@@ -53,6 +54,7 @@ class Patience:
     max_restarts: int = 5
     hang_seconds: float = 600.0
     start_seconds: float = 900.0
+    stop_seconds: float = 240.0
     backoff_seconds: float = 2.0
     max_backoff_seconds: float = 300.0
     grace_seconds: float = 3.0
@@ -120,11 +122,11 @@ def find_fault(
     gone, missing = sorted(gone), sorted(missing)
     if gone:
         step = max(pulses[rank].step for rank in gone)
-        verb = "was" if len(gone) == 1 else "were"
-        how = describe_signal(status)
         # heartbeats come a second apart at most, and steps may be faster
         when = f"at about step {step}" if step >= 0 else "before the first step"
-        return Fault(f"{name_ranks(gone)} {verb} killed {when} ({how})")
+        # it may be that of another rank, which the first that went took with it
+        theirs = None if status in {pulse.code for pulse in failed.values()} else status
+        return Fault(f"{name_ranks(gone)} {describe_end(theirs, len(gone), when)}")
     if status is not None and status < 0:
         return Fault(f"the launcher was killed by {signal_name(-status)}")
     if missing:
@@ -165,14 +167,15 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def describe_signal(status: int | None) -> str:
-    """How ranks were killed, from the status of a launcher, which passes on what it saw of a rank."""
+def describe_end(status: int | None, number: int, when: str) -> str:
+    """How ranks ended without a last word, from the status of a launcher, which passes on one of theirs."""
+    if status is not None and 0 < status <= 192:
+        return f"ended {when} with status {status}; see the last lines of the logs in RUN/logs"
+    verb = "was" if number == 1 else "were"
     # it ends with minus the number of the signal, of which a status keeps 8 bits
-    number = 256 - status if status is not None and status > 192 else None
-    if number in (None, signal.SIGKILL):
-        return "SIGKILL: by hand, or by the kernel for lack of memory"
-    assert number is not None
-    return signal_name(number)
+    signaled = 256 - status if status is not None and status > 192 else signal.SIGKILL
+    by_whom = ": by hand, or by the kernel for lack of memory" if signaled == signal.SIGKILL else ""
+    return f"{verb} killed {when} ({signal_name(signaled)}{by_whom})"
 
 
 class Budget:

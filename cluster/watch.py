@@ -65,15 +65,23 @@ class Watch:
         patience: how long to wait for what.
         requests: what the supervisor is asked for meanwhile.
         log: what the launcher prints.
+        log_place: where in it this start's part begins.
     """
 
     def __init__(
-        self, launch: Launch, run_dir: Path, nodes: Nodes, patience: Patience, requests: Requests, log: Path
+        self,
+        launch: Launch,
+        run_dir: Path,
+        nodes: Nodes,
+        patience: Patience,
+        requests: Requests,
+        log: Path,
+        log_place: int,
     ) -> None:
         self._launch, self._nodes, self._patience, self._requests = launch, nodes, patience, requests
         self._ranks = list(nodes.local_ranks)
         self._folder, self._log = run_dir / HEARTBEATS, log
-        self._log_place = log.stat().st_size
+        self._log_place = log_place
         self._tail = Tail(run_dir / LOGS / f"rank-{self._ranks[0]}.log")
         self._pulses: dict[int, Pulse] = {}
         self._silence = Silence(self._ranks, 20 * patience.poll_seconds)
@@ -84,10 +92,14 @@ class Watch:
     def to_the_end(self) -> Ending | Fault:
         """Wait until the ranks have ended, and say how; what is left of them is for the caller to end."""
         trouble_since: float | None = None
+        asked_since: float | None = None
         while True:
             time.sleep(self._patience.poll_seconds)
             gone, status = self._look()
-            if self._requests.at_once:
+            if self._requests.stop and asked_since is None:
+                asked_since = time.monotonic()
+            if self._requests.at_once or self._need_not_wait(asked_since):
+                self._requests.at_once = True  # no rank says how it ended
                 return "requeue"
             over = [rank for rank, pulse in self._pulses.items() if pulse.is_over]
             states = {self._pulses[rank].state for rank in over}
@@ -108,6 +120,14 @@ class Watch:
                 waited = now - trouble_since
                 if (all_ended and status is not None) or waited > self._patience.grace_seconds:
                     return self._fault(gone, status)
+
+    def _need_not_wait(self, asked_since: float | None) -> bool:
+        """Whether ranks that are asked to stop have nothing to save, or have had their time to."""
+        if asked_since is None:
+            return False
+        # ranks that meet, or fetch and compile, may hear nothing for minutes
+        none_trains = all(pulse.state == "starting" for pulse in self._pulses.values())
+        return none_trains or time.monotonic() - asked_since > self._patience.stop_seconds
 
     def _limit_seconds(self) -> float:
         """How long a rank may be silent now."""

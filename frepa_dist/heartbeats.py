@@ -16,7 +16,6 @@ from typing import Literal
 
 State = Literal["starting", "training", "stopping", "done", "requeue", "failed"]
 _SIZE = 4096  # bytes of a file: a page, however little is said
-_MAX_ERROR = 1500  # characters of an error that are kept; each takes at most two bytes once escaped, mostly
 
 
 @dataclass(frozen=True)
@@ -85,19 +84,25 @@ class Heartbeat:
 
     def end(self, state: State, *, code: int = 0, error: str = "", lost_peer: bool = False) -> None:
         """Say the last word."""
-        self.pulse = replace(
-            self.pulse, state=state, code=code, error=error[:_MAX_ERROR], lost_peer=lost_peer
-        )
+        self.pulse = replace(self.pulse, state=state, code=code, error=error[:_SIZE], lost_peer=lost_peer)
         self._write()
 
     def _write(self) -> None:
         self._written_at = time.monotonic()
         self.pulse = replace(self.pulse, count=self.pulse.count + 1)
         if self._descriptor is not None:
-            text = json.dumps(asdict(self.pulse)).encode()
+            said = asdict(self.pulse)
+            while len(text := json.dumps(said, ensure_ascii=False).encode(errors="replace")) > _SIZE:
+                said["error"] = said["error"][: len(said["error"]) * 3 // 4]
             # a disk that fails is for the checkpoints to tell of
             with contextlib.suppress(OSError):
                 os.pwrite(self._descriptor, text.ljust(_SIZE), 0)
+
+
+def blank(path: Path) -> None:
+    """Make a rank have said nothing, in place: a full disk may not have room for a new file."""
+    with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:
+        file.write(b" " * _SIZE)
 
 
 def read_pulse(path: Path) -> Pulse | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import sys
@@ -23,8 +24,11 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
     A full disk is no reason to end a run: the line is lost, and that is said.
     """
     data = (json.dumps(record) + "\n").encode()
-    with path.open("ab", buffering=0) as file:
+    with path.open("a+b", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         end = file.seek(0, os.SEEK_END)
+        if end and os.pread(file.fileno(), 1, end - 1) != b"\n":  # a line that a crash has torn
+            data = b"\n" + data
         try:
             if file.write(data) == len(data):
                 return

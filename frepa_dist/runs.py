@@ -14,6 +14,7 @@ RUN/checkpoints/step-*/  a checkpoint; student.safetensors in it holds the stude
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,11 +133,14 @@ def build_student(config: RunConfig) -> nn.Module:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Records of a JSON-lines file; a last line torn by a crash is left out."""
+    """Records of a JSON-lines file; lines torn by a crash are left out."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return records
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,8 +71,8 @@ class RunStatus:
         if self.error:
             lines.append(f"error        {self.error}")
         if self.metrics:
-            rate = self.metrics["samples_per_second"]
-            lines.append(f"last logged  loss {self.metrics['loss']:.4f}, {rate:.1f} images/s{self._left()}")
+            rate, loss = self.metrics["samples_per_second"], self.metrics.get("loss", math.nan)
+            lines.append(f"last logged  loss {loss:.4f}, {rate:.1f} images/s{self._left()}")
         newest = (
             f"{len(self.checkpoints)}, newest of step {self.checkpoints[-1]}" if self.checkpoints else "none"
         )

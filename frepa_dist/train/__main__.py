@@ -148,7 +148,10 @@ class Start:
         if resumed is None:
             return prepare_run(config, world), None
         place = config.train.checkpoint_copy
-        found = world.from_main(find_newest(config.output, place) if world.is_main else None)
+        found = world.wait_for_main(
+            lambda: find_newest(config.output, place),
+            lambda: self._control.heartbeat.beat(-1, "starting"),
+        )
         if found is None and not self._arguments.or_begin:
             raise DataError(
                 "no complete checkpoint to resume from",

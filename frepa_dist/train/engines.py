@@ -6,10 +6,11 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import deepspeed
 import torch
@@ -24,6 +25,9 @@ from frepa_dist.models.cost import (
     PREFETCH_ELEMENTS,
 )
 from shards.support.errors import EnvironmentFault
+
+T = TypeVar("T")
+WAIT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,25 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+    def wait_for_main(self, work: Callable[[], T], beat: Callable[[], None]) -> T:
+        """What a function returns that rank 0 alone runs and that may take long; all ranks must call it.
+
+        The others ask every few seconds, so that no collective waits for longer than its timeout.
+
+        Args:
+            work: rank 0's; what it returns must be a small plain object.
+            beat: called on all ranks while they wait.
+        """
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(work) if self.is_main else None
+            while True:
+                if future is not None:
+                    wait([future], WAIT_SECONDS)
+                if self.from_main(future is not None and future.done()):
+                    result: T = self.from_main(future.result() if future is not None else None)
+                    return result
+                beat()
 
     @property
     def is_main(self) -> bool:

@@ -22,6 +22,13 @@ def translate(error: Exception) -> tuple[FrepaError | None, bool]:
             fix="take a smaller train.micro_batch_size (accumulation makes up for it), then resume",
         )
         return fault, False
+    # of torch's DataLoader; where it comes from a signal handler, any line may raise it
+    if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
+        fault = EnvironmentFault(
+            f"a loader process died ({text[:300]})",
+            fix="see that memory and /dev/shm are large enough, or take fewer data.num_workers, then resume",
+        )
+        return fault, False
     # gloo raises a RuntimeError that names its source file
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in text):
         fault = EnvironmentFault(

@@ -87,6 +87,7 @@ class Trainer:
         self._logged_step = self.step
         if self.world.is_main:
             truncate_metrics(self.run_dir, self.step)
+        self.checkpoints.copy()
 
     def run(self) -> None:
         """Train to the end of the schedule, or until asked to stop; all ranks must call it.
@@ -103,6 +104,10 @@ class Trainer:
                 if self._run_epoch(progress):
                     self.epoch, self.batches_applied = self.epoch + 1, 0
         self.checkpoints.finish()
+        # who is asked to stop has little time: the next start copies what is missing
+        if self.config.train.checkpoint_copy is not None and not self.control.agreed:
+            heartbeat = self.control.heartbeat
+            self.world.wait_for_main(self.checkpoints.wait_for_copies, lambda: heartbeat.beat(self.step))
 
     def _run_epoch(self, progress: Progress) -> bool:
         """Train on what is left of an epoch; False where the run went back to a checkpoint, or is to stop."""

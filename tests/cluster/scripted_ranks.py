@@ -64,9 +64,10 @@ def all_alive(numbers: str, run: Path) -> bool:
 
 def act(rank: int, numbers: str, words: str, run: Path) -> int:
     """Do what is told, word by word, once all ranks are there."""
-    heartbeat = Heartbeat(heartbeat_path(run / "heartbeats", rank), 0.0)
     asked: list[int] = []
+    heartbeat = Heartbeat(None)
     signal.signal(signal.SIGTERM, lambda *_: (asked.append(1), heartbeat.stopping()))
+    heartbeat = Heartbeat(heartbeat_path(run / "heartbeats", rank), 0.0)
     while not all(
         heartbeat_path(run / "heartbeats", other).exists() for other in map(int, numbers.split(","))
     ):
@@ -89,7 +90,7 @@ def act(rank: int, numbers: str, words: str, run: Path) -> int:
         elif word == "say":
             print(f"rank {rank} says hello", flush=True)
         elif word == "pid":
-            (run / f"pid-{rank}").write_text(str(os.getpid()))
+            (run / f"pid-{rank}").write_text(f"{os.getpid()} {os.getpgrp()}")
         elif word == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         elif word == "kill-launcher":

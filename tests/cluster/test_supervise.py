@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from cluster.launch import group_members, is_alive
 from cluster.nodes import Nodes
 from cluster.supervise import supervise
 from cluster.verdict import Patience
+from frepa_dist.heartbeats import blank
 from frepa_dist.runs import read_json_lines
 from shards.stores.store import lock_folder
 from shards.support.errors import EnvironmentFault
@@ -26,9 +28,9 @@ SCRIPT = Path(__file__).with_name("scripted_ranks.py")
 QUICK = Patience(
     max_restarts=2,
     hang_seconds=2.5,
-    start_seconds=5,
+    start_seconds=20,
     backoff_seconds=0.01,
-    grace_seconds=0.3,
+    grace_seconds=1,
     poll_seconds=0.02,
 )
 
@@ -81,7 +83,7 @@ def test_a_run_without_faults_is_started_once(tmp_path):
         (("steps 3 lose", "steps 3 fail 5"), "rank 1: failure 5"),
         (("steps 3 stand", "steps 4 train"), "rank 0 hung at about step"),
         (("steps 3 kill-launcher train", "steps 3 train"), "the launcher was killed by SIGKILL"),
-        (("steps 3 train", "crash"), "rank 1 was killed before the first step"),
+        (("steps 3 train", "crash"), "rank 1 ended before the first step with status 1; see"),
     ],
     ids=["rank", "rank0", "all", "peer", "failure", "stopped", "launcher", "crash"],
 )
@@ -100,7 +102,7 @@ def test_a_stopped_rank_is_named_as_such_and_nothing_of_it_is_left(tmp_path):
     assert run_plan(tmp_path, ("steps 3 train", "pid steps 3 stand"), ("done", "done")) == 0
     assert "rank 1 hung" in causes(tmp_path)[0]
     assert "stopped by a signal" in causes(tmp_path)[0]
-    assert not is_alive(int((tmp_path / "pid-1").read_text()))
+    assert not is_alive(int((tmp_path / "pid-1").read_text().split()[0]))
     assert time.monotonic() - start < 30
 
 
@@ -187,7 +189,7 @@ def test_asked_twice_from_the_keyboard_it_does_not_wait_for_the_checkpoint(tmp_p
     assert run_plan(tmp_path, ("steps 1 pid wait",), patience=replace(QUICK, hang_seconds=100)) == 75
     thread.join()
     assert outcome(tmp_path)["outcome"] == "requeue"
-    assert not is_alive(int((tmp_path / "pid-0").read_text()))
+    assert not is_alive(int((tmp_path / "pid-0").read_text().split()[0]))
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -227,10 +229,49 @@ def test_on_several_nodes_the_cause_is_told_where_it_was_seen(tmp_path):
 
 def test_a_node_ends_when_node_0_has_given_up(tmp_path):
     given_up = {"outcome": "failed", "step": 1, "code": 5, "error": "no disk", "given_up": True}
-    (tmp_path / "outcome.json").write_text(json.dumps(given_up))
-    assert run_plan(tmp_path, ("steps 1 lose",), slots=(1, 1), node_rank=1) == 5
-    assert causes(tmp_path) == ["node 0 has given up: no disk"]
+    lose, hear = ("steps 1 lose",), ("steps 1 outcome lose",)
+    (tmp_path / "outcome.json").write_text(json.dumps(given_up))  # that of an earlier job says nothing
+    (tmp_path / "bad").write_text(json.dumps(given_up))
+    assert run_plan(tmp_path, lose, hear, slots=(1, 1), node_rank=1) == 5
+    assert causes(tmp_path) == ["rank 1: connection lost", "node 0 has given up: no disk"]
     assert outcome(tmp_path) == given_up
+
+
+@pytest.mark.parametrize(("ending", "code"), [("done", 0), ("requeue", 75)])
+def test_a_rank_that_goes_after_all_have_agreed_on_the_end_starts_nothing(tmp_path, ending, code):
+    (tmp_path / "bad").write_text(json.dumps({"outcome": ending, "step": 9}))
+    assert run_plan(tmp_path, ("steps 9 outcome kill",), slots=(1, 1), node_rank=1) == code
+    assert not causes(tmp_path)
+
+
+def test_a_disk_that_fails_at_a_restart_is_a_fault_like_others(tmp_path, monkeypatch):
+    number = itertools.count()
+
+    def fail(path):
+        if next(number) == 1:  # the second start
+            raise OSError("Stale file handle")
+        blank(path)
+
+    monkeypatch.setattr("cluster.supervise.blank", fail)
+    assert run_plan(tmp_path, ("steps 1 kill",), ("done",)) == 0
+    assert causes(tmp_path)[1:] == [
+        f"{tmp_path}: cannot be written: Stale file handle; to mend it: "
+        "free disk space or choose another destination, then run the same command again"
+    ]
+
+
+def test_ranks_that_have_nothing_to_save_are_not_waited_for(tmp_path):
+    patient = replace(QUICK, hang_seconds=1000, start_seconds=1000)
+    begin = time.monotonic()
+    assert run_plan(tmp_path, ("save 2 ask-supervisor wait", "wait"), patience=patient) == 75
+    assert time.monotonic() - begin < 30
+    assert outcome(tmp_path) == {"outcome": "requeue", "step": 2}
+
+
+def test_ranks_that_do_not_stop_in_time_are_ended(tmp_path):
+    patient = replace(QUICK, hang_seconds=1000, start_seconds=1000, stop_seconds=0.3)
+    assert run_plan(tmp_path, ("save 2 steps 3 ask-supervisor wait", "steps 3 wait"), patience=patient) == 75
+    assert outcome(tmp_path) == {"outcome": "requeue", "step": 2}
 
 
 def test_a_second_supervisor_is_refused(tmp_path):
@@ -241,6 +282,6 @@ def test_a_second_supervisor_is_refused(tmp_path):
 def test_no_process_is_left(tmp_path):
     assert run_plan(tmp_path, ("pid train", "pid kill"), ("done", "done")) == 0
     for rank in (0, 1):
-        pid = int((tmp_path / f"pid-{rank}").read_text())
+        pid, group = map(int, (tmp_path / f"pid-{rank}").read_text().split())
         assert not is_alive(pid)
-        assert not group_members(pid)
+        assert not group_members(group)

@@ -7,6 +7,7 @@ PLACE/checkpoints/step-*/              checkpoints; manifest.json comes last and
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +15,13 @@ from threading import Condition, Thread
 
 from frepa_dist.journal import append_event
 from frepa_dist.runs import CHECKPOINTS, CONFIG, MANIFEST, METRICS, list_checkpoints
-from frepa_dist.train.checkpoint.folders import PARTIAL, damage, newest_intact
+from frepa_dist.train.checkpoint.folders import (
+    PARTIAL,
+    Retention,
+    damage,
+    newest_intact,
+    remove_checkpoint,
+)
 from shards.stores.atomic import writing_to
 from shards.stores.parts import read_parts
 from shards.stores.store import MissingFile, Store, open_store
@@ -32,10 +39,11 @@ class Copies:
     Args:
         place: a folder, or `s3://bucket/prefix`; of this run alone.
         run_dir: the run folder.
+        retention: which copies stay, by the steps of both places.
     """
 
-    def __init__(self, place: str | Path, run_dir: Path) -> None:
-        self._store, self._run_dir = open_store(place), run_dir
+    def __init__(self, place: str | Path, run_dir: Path, retention: Retention) -> None:
+        self._store, self._run_dir, self._retention = open_store(place), run_dir, retention
         self._changed = Condition()
         self._is_due = self._is_at_work = False
         Thread(target=self._work, name="copies", daemon=True).start()
@@ -59,7 +67,7 @@ class Copies:
                 self._changed.wait_for(lambda: self._is_due)
                 self._is_due, self._is_at_work = False, True
             try:
-                mirror(self._run_dir, self._store)
+                mirror(self._run_dir, self._store, self._retention)
             except Exception as error:  # a copy is a second one: training is not ended for it
                 message = str(error) if isinstance(error, FrepaError) else f"{type(error).__name__}: {error}"
                 print(f"frepa: checkpoints are not copied: {message}", file=sys.stderr, flush=True)
@@ -67,31 +75,66 @@ class Copies:
                     append_event(self._run_dir, "copy_failed", error=message)
 
 
-def mirror(run_dir: Path, store: Store) -> None:
-    """Copy the checkpoints that a run has and a store lacks, the newest first; remove those it has no more.
+def mirror(run_dir: Path, store: Store, retention: Retention) -> None:
+    """Copy the checkpoints that a run has and a store lacks, the newest first; remove those not to be kept.
+
+    Nothing whole is removed before the newest is there.
 
     Raises:
-        EnvironmentFault: the store cannot be reached or written.
+        EnvironmentFault: the store cannot be reached or written, or a checkpoint went before it was copied.
     """
-    folders = list_checkpoints(run_dir)
+    folders = {folder.name: folder for folder in list_checkpoints(run_dir)}
+    if not folders:  # a folder that is gone is no reason to remove copies
+        return
     for name in (CONFIG, METRICS):
         if (run_dir / name).is_file():
             _send(run_dir / name, store, name)
-    complete, present = _names(store)
-    for folder in reversed(folders):
-        if folder.name in complete:
-            continue
+    there = _names(store)[0]
+    for name, folder in sorted(folders.items(), reverse=True):
         try:
-            files = [path for path in sorted(folder.iterdir()) if path.name != MANIFEST]
-            for path in [*files, folder / MANIFEST]:
-                _send(path, store, f"{CHECKPOINTS}/{folder.name}/{path.name}")
-        except FileNotFoundError:  # no longer kept, meanwhile; the next pass clears up
-            continue
-    for name in present - {folder.name for folder in folders}:
-        prefix = f"{CHECKPOINTS}/{name}/"
-        store.delete(prefix + MANIFEST)
-        for stored in list(store.list(prefix)):
-            store.delete(stored.path)
+            if name not in there or store.read(_manifest(name)) != (folder / MANIFEST).read_bytes():
+                _send_checkpoint(folder, store)
+        except FileNotFoundError as error:
+            if name == max(folders):
+                raise EnvironmentFault(
+                    f"{name} went before it was copied: copies are slower than checkpoints come",
+                    where=store.uri,
+                    fix="make checkpoints less often, or keep more of them",
+                ) from error
+    _remove_others(store, retention, max(folders))
+
+
+def _send_checkpoint(folder: Path, store: Store) -> None:
+    store.delete(_manifest(folder.name))  # what lies there, of a run that went back, is no longer whole
+    files = [path for path in sorted(folder.iterdir()) if path.name != MANIFEST]
+    for path in [*files, folder / MANIFEST]:
+        _send(path, store, f"{CHECKPOINTS}/{folder.name}/{path.name}")
+
+
+def _remove_others(store: Store, retention: Retention, newest: str) -> None:
+    """Remove what is not to be kept: also what the run has gone back behind, and what is not whole."""
+    complete, present = _names(store)
+    if newest not in complete:
+        return
+    values = {}
+    for name in complete:
+        if name <= newest:
+            metrics = json.loads(store.read(_manifest(name))).get("metrics", {})
+            values[_step(name)] = metrics.get(retention.metric)
+    kept = retention.kept(values)
+    for name in present:
+        if name not in complete or _step(name) not in kept:
+            store.delete(_manifest(name))
+            for stored in list(store.list(f"{CHECKPOINTS}/{name}/")):
+                store.delete(stored.path)
+
+
+def _manifest(name: str) -> str:
+    return f"{CHECKPOINTS}/{name}/{MANIFEST}"
+
+
+def _step(name: str) -> int:
+    return int(name.removeprefix("step-"))
 
 
 def check_place_is_free(place: str | Path) -> None:
@@ -119,7 +162,7 @@ def fetch_config(place: str | Path) -> bytes | None:
 
 
 def find_newest(run_dir: Path, place: str | Path | None) -> Path | None:
-    """The newest whole checkpoint of a run folder; where it has none, the newest copy, brought there.
+    """The newest whole checkpoint of a run; where the folder lost it, its copy, brought there.
 
     Args:
         run_dir: the run folder.
@@ -127,31 +170,46 @@ def find_newest(run_dir: Path, place: str | Path | None) -> Path | None:
 
     Raises:
         DataError: there are checkpoints, and each is damaged.
-        EnvironmentFault: the place cannot be reached, or the folder written.
+        EnvironmentFault: there is none, and the place cannot be reached, or the folder written.
     """
+    listed = list_checkpoints(run_dir)
     found, damaged = None, None
     try:
         found = newest_intact(run_dir)
     except DataError as error:
         damaged = error
-    if found is None and place is not None:
-        found = fetch_newest(place, run_dir)
+    if place is None or (found is not None and found == listed[-1]):
+        copied = None
+    else:
+        try:
+            copied = fetch_newest(place, run_dir, found.name if found else "")
+        except FrepaError:
+            if found is None:
+                raise
+            copied = None  # an older one does
+    found = copied or found
     if found is None and damaged is not None:
         raise damaged
     return found
 
 
-def fetch_newest(place: str | Path, run_dir: Path) -> Path | None:
-    """Bring the newest whole checkpoint back into a run folder; None where there is no copy.
+def fetch_newest(place: str | Path, run_dir: Path, newer_than: str = "") -> Path | None:
+    """Bring the newest whole copy back into a run folder; None where there is none.
+
+    Args:
+        place: where copies are.
+        run_dir: the run folder.
+        newer_than: name of a checkpoint; copies that are not newer do not count.
 
     Raises:
         DataError: there are copies, and each is damaged.
         EnvironmentFault: the place cannot be reached, or the folder written.
     """
     store = open_store(place)
-    complete, _ = _names(store)
     problems = []
-    for name in sorted(complete, reverse=True):
+    for name in sorted(_names(store)[0], reverse=True):
+        if name <= newer_than:
+            break
         final = run_dir / CHECKPOINTS / name
         partial = final.with_name(f"{PARTIAL}{name}")
         with writing_to(partial):
@@ -162,7 +220,7 @@ def fetch_newest(place: str | Path, run_dir: Path) -> Path | None:
         problem = damage(partial)
         if problem is None:
             with writing_to(final):
-                shutil.rmtree(final, ignore_errors=True)
+                remove_checkpoint(final)
                 partial.rename(final)
             if not (run_dir / METRICS).exists() and store.num_bytes(METRICS):
                 (run_dir / METRICS).write_bytes(store.read(METRICS))

@@ -70,7 +70,7 @@ class Checkpoints:
         group = dist.new_group(backend="gloo")
         assert isinstance(group, dist.ProcessGroup)  # this rank is in it
         place = train.checkpoint_copy
-        self._copies = Copies(place, run_dir) if place is not None and world.is_main else None
+        self._copies = Copies(place, run_dir, self.retention) if place is not None and world.is_main else None
         self._writer = Writer(run_dir, world, group, submodules.student, self.retention, self._copies)
         self._buffer: Tensor | None = None
         self._job: Job | None = None
@@ -110,7 +110,7 @@ class Checkpoints:
         self._settle(last=False)
 
     def finish(self) -> None:
-        """Wait until the last checkpoint is written, and copied where that can be done.
+        """Wait until the last checkpoint is written.
 
         Raises:
             DivergedError: its weights are not finite.
@@ -118,9 +118,17 @@ class Checkpoints:
         """
         began = time.perf_counter()
         self._settle(last=True)
+        self.waited_seconds += time.perf_counter() - began
+
+    def copy(self) -> None:
+        """Copy what is not yet in the second place, where there is one, while training goes on."""
+        if self._copies is not None:
+            self._copies.send()
+
+    def wait_for_copies(self) -> None:
+        """On rank 0: wait until copies are made, or have failed."""
         if self._copies is not None:
             self._copies.finish()
-        self.waited_seconds += time.perf_counter() - began
 
     def _known(self, step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
         """The value that checkpoints are kept by, where it was logged: a term may rest for a while."""

@@ -36,7 +36,12 @@ class Pair:
     size: int = 2
 
 
-def run_case(case: str, rank: int) -> int:
+def ask_and_tell(path: Path) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    path.touch()
+
+
+def run_case(case: str, rank: int, folder: Path) -> int:
     control = Control()
     with control.listening():
         if case == "signal to 0 before any step" and rank == 0:
@@ -50,15 +55,17 @@ def run_case(case: str, rank: int) -> int:
             if case == "both at other steps" and step == (3, 11)[rank]:
                 os.kill(os.getpid(), signal.SIGTERM)
             if case == "while it waits" and step == 5:
-                if rank == 0:  # the other one is at the barrier meanwhile
-                    time.sleep(0.3)
-                else:
-                    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+                asked = folder / "asked"
+                if rank == 1:
+                    threading.Timer(0.1, ask_and_tell, (asked,)).start()
+                while rank == 0 and not asked.exists():  # the other one is at the barrier meanwhile
+                    time.sleep(0.01)
             if case == "closed" and rank == 1 and step == 2:
                 reading, writing = os.pipe()
                 stop_when_closed(reading, control, 1000)
                 os.close(writing)
-                time.sleep(0.3)
+                while not control._asked:
+                    time.sleep(0.01)
             if control.after_step(step):
                 stopped = step
                 break
@@ -69,7 +76,7 @@ def run_case(case: str, rank: int) -> int:
 
 def main(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    stops = {case: run_case(case, rank) for case in CASES}
+    stops = {case: run_case(case, rank, folder) for case in CASES}
     dist.destroy_process_group()
     (folder / f"{rank}.json").write_text(json.dumps(stops))
 

@@ -37,3 +37,14 @@ def test_errors_for_people_stay_and_bugs_are_none():
     error = DataError("bad")
     assert translate(error) == (error, False)
     assert translate(RuntimeError("shapes do not match")) == (None, False)
+
+
+def test_a_loader_process_that_dies_is_no_bug_wherever_that_is_raised():
+    for text in (
+        "DataLoader worker (pid 7) is killed by signal: Killed. ",
+        "DataLoader worker (pid(s) 7) exited",
+    ):
+        shown, lost_peer = translate(RuntimeError(text))
+        assert isinstance(shown, EnvironmentFault)
+        assert "a loader process died" in str(shown)
+        assert not lost_peer
