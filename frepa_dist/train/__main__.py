@@ -40,7 +40,7 @@ from frepa_dist.train.checkpoint.copies import check_place_is_free, find_newest
 from frepa_dist.train.engines import World, process_group
 from frepa_dist.train.failures import translate
 from frepa_dist.train.loop import Trainer
-from frepa_dist.train.records import append_event, describe_environment, truncate_metrics, write_outcome
+from frepa_dist.train.records import append_event, describe_environment, write_outcome
 from frepa_dist.train.stop import Control, stop_when_closed
 from shards.dataset import load_snapshot
 from shards.stores.atomic import replace_text
@@ -109,8 +109,8 @@ class Start:
             trainer = Trainer(config, run_dir, world, telemetry, self._control)
             if checkpoint is not None:
                 trainer.resume(checkpoint)
-            elif self._arguments.or_begin and world.is_main:
-                truncate_metrics(run_dir, 0)
+            elif self._arguments.or_begin:
+                trainer.begin_again()
             self._control.join(world)
             self._control.heartbeat.beat(trainer.step, "starting")
             if world.is_main:

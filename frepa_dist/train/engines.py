@@ -227,7 +227,7 @@ def deepspeed_config(
         # torch's fused AdamW knows the CPU too; DeepSpeed's own would have to be compiled there
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": settings.bf16},
-        # DeepSpeed clips at 1 where nothing is said; at infinity it still tells the norm
+        # DeepSpeed clips at 1 where nothing is said
         "gradient_clipping": math.inf if settings.clipping is None else settings.clipping,
         "steps_per_print": 10**9,
     }
@@ -280,7 +280,10 @@ class EngineSubmodule:
     Attributes:
         module: the module, its weights in the engine's precision.
         fixed: its fp32 tensors that are not trained: the engine keeps no fp32 master of them.
+        whole_norm: norm of the last step's gradient, where each rank has all of it (ZeRO 0).
     """
+
+    whole_norm: Tensor | None = None
 
     def __init__(
         self, module: nn.Module, settings: EngineSettings, micro_batch_size: int, accumulation: int
@@ -318,9 +321,9 @@ class EngineSubmodule:
         return bool(self.engine.was_step_applied())
 
     def gradient_norm(self) -> Tensor | float | None:
-        """Global norm of the last step's gradient before clipping, where the engine knows it."""
+        """Global norm of the last step's gradient before clipping; None before the first step."""
         norm: Tensor | float | None = self.engine.get_global_grad_norm()
-        return norm
+        return self.whole_norm if norm is None else norm  # in fp32, the engine of ZeRO 0 knows none
 
 
 class Autocast(nn.Module):

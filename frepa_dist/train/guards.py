@@ -6,8 +6,8 @@ leaves weights, moments and its count of steps as they were, whatever the ZeRO s
 the optimizer that DeepSpeed calls is ours.
 
 The host reads the decision after the engines have stepped. DeepSpeed has then waited for the gradient's norm
-(`is_invalid_grad_norm`), which comes later on the same stream than the decision, so that reading it costs no
-further wait.
+(`is_invalid_grad_norm`; all but ZeRO 0 in fp32, where this is the wait), which comes later on the same stream
+than the decision, so that reading it costs no further wait.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def reduced_gradients(engine: EngineSubmodule) -> list[Tensor]:
     parameter.
     """
     outer = engine.engine.optimizer
-    if hasattr(outer, "fp32_groups_gradient_flat_partition"):  # ZeRO 0 in bf16, accumulating in fp32
+    if hasattr(outer, "_wait_for_offload_copies"):  # to the host, which come by and by
+        outer._wait_for_offload_copies()
+    if hasattr(outer, "fp32_groups_gradient_flat_partition"):  # ZeRO 1 in bf16, accumulating in fp32
         return list(outer.fp32_groups_gradient_flat_partition)
     if not hasattr(outer, "averaged_gradients"):  # ZeRO 0
         return [p.grad for p in engine.module.parameters() if p.grad is not None]
@@ -87,16 +89,21 @@ def _tensors(groups: Any) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def is_bad(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
-    """1 where the sum of the squares of all elements is not a finite float32, else 0; 0-dim.
-
-    A gradient so large that its norm overflows cannot be clipped, and counts as bad too.
-    """
+def total_norm(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Root of the sum of the squares of all elements, in float32; 0-dim."""
     filled = [tensor.detach() for tensor in tensors if tensor.numel()]
     if not filled:
         return torch.zeros((), device=device)
     norms = torch.stack([norm.float() for norm in torch._foreach_norm(filled)])
-    return (~norms.square().sum().isfinite()).float().to(device)
+    return norms.square().sum().sqrt().to(device)
+
+
+def is_bad(norm: Tensor) -> Tensor:
+    """1 where a norm is not finite, else 0; 0-dim.
+
+    A gradient so large that its norm overflows cannot be clipped, and counts as bad too.
+    """
+    return (~norm.isfinite()).float()
 
 
 class Verdict:
@@ -166,13 +173,16 @@ class StepGuard:
         found: dict[str, Tensor] = {}
         for name, values in losses.items():
             engine = self._submodules.engines[name]
-            found[f"{name}/loss"] = is_bad(values, device)
-            found[f"{name}/gradient"] = is_bad(reduced_gradients(engine), device)
+            found[f"{name}/loss"] = is_bad(total_norm(values, device))
+            norm = total_norm(reduced_gradients(engine), device)
+            found[f"{name}/gradient"] = is_bad(norm)
+            engine.whole_norm = norm if engine.engine.zero_optimization_stage() == 0 else None
         for name, plain in self._submodules.plain.items():
             weights = list(plain.module.parameters())
-            found[f"{name}/gradient"] = is_bad([p.grad for p in weights if p.grad is not None], device)
+            gradients = [p.grad for p in weights if p.grad is not None]
+            found[f"{name}/gradient"] = is_bad(total_norm(gradients, device))
             # the guard of the mutual information hides a critic that is broken
-            found[f"{name}/weights"] = is_bad(weights, device)
+            found[f"{name}/weights"] = is_bad(total_norm(weights, device))
         mean_loss = torch.stack([value.detach().float() for value in losses["student"]]).mean()
         own = torch.stack([*found.values(), mean_loss])
         everyone = self._world.mean(own)

@@ -208,7 +208,9 @@ def read_keys(run_dir: Path) -> dict[int, tuple[bool, list[str]]]:
     """What every step of a run's surviving trajectory was given: step -> (whether it used them, keys)."""
     steps: dict[int, tuple[bool, list[str]]] = {}
     for path in sorted((run_dir / KEYS).glob("rank-*.jsonl")):
-        for record in read_json_lines(path):
+        records = read_json_lines(path)
+        assert len({record["step"] for record in records}) == len(records), f"{path}: a step is there twice"
+        for record in records:
             used, keys = steps.get(record["step"], (record["used"], []))
             assert used == record["used"], f"ranks differ about step {record['step']}"
             steps[record["step"]] = used, keys + record["keys"]

@@ -14,7 +14,7 @@ from frepa_dist.config import RunConfig
 from frepa_dist.methods.base import StepInfo
 from frepa_dist.methods.registry import create_method
 from frepa_dist.runs import METRICS
-from frepa_dist.train.checkpoint import Checkpoints, load_checkpoint, newest_intact
+from frepa_dist.train.checkpoint import Checkpoints, load_checkpoint, newest_good
 from frepa_dist.train.engines import World
 from frepa_dist.train.guards import Reading
 from frepa_dist.train.ledger import Ledger, Watch
@@ -74,6 +74,12 @@ class Trainer:
 
     def _steps_of(self, epochs: int) -> int:
         return sum(self.stream.num_batches(epoch) for epoch in range(epochs))
+
+    def begin_again(self) -> None:
+        """Drop what a start before the first checkpoint has written; all ranks must call it."""
+        self.watch.truncate_keys(0)
+        if self.world.is_main:
+            truncate_metrics(self.run_dir, 0)
 
     def resume(self, checkpoint: Path) -> None:
         """Go back to a checkpoint: weights, optimizers, schedules, random state, place in the data."""
@@ -163,7 +169,7 @@ class Trainer:
         """
         bad, passed, returns = list(self.ledger.streak), self.ledger.passed, self.ledger.returns
         self.checkpoints.settle()  # the newest may still be being written
-        found = self.world.from_main(newest_intact(self.run_dir) if self.world.is_main else None)
+        found = self.world.from_main(newest_good(self.run_dir) if self.world.is_main else None)
         if found is None or not self.ledger.may_go_back:
             tried = (
                 f"after going back {returns} times" if found else "and there is no checkpoint to go back to"
@@ -241,6 +247,7 @@ class Trainer:
             "method": self.method.state_dict(),
             "guard": self.ledger.state_dict(),
         }
-        self.checkpoints.save(self.step, state, self._last_record)
+        doubtful = bool(self.ledger.streak)
+        self.checkpoints.save(self.step, state, self._last_record, is_doubtful=doubtful)
         self.ledger.saved()
         self._checkpoint_is_due = False

@@ -73,6 +73,8 @@ class Submodules:
         # every rank builds the same weights
         torch.manual_seed(config.seed)
         built = {name: spec.build() for name, spec in specs.items()}
+        # what a network draws while it trains (drop path) is another draw on every rank
+        torch.manual_seed((config.seed << 20) + world.rank)
         # the backward of fused attention in bf16 is several times slower than plain products on a CPU
         fused = world.device.type == "cuda" or config.precision == "fp32"
         for module in built.values():

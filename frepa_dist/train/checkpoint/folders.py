@@ -54,6 +54,16 @@ def is_intact(folder: Path) -> bool:
     return damage(folder) is None
 
 
+def newest_good(run_dir: Path) -> Path | None:
+    """The newest checkpoint that is whole and not doubtful, else the newest that is whole.
+
+    Raises:
+        DataError: as `newest_intact`.
+    """
+    good = [folder for folder in list_checkpoints(run_dir) if not read_manifest(folder).get("doubtful")]
+    return next((folder for folder in reversed(good) if is_intact(folder)), None) or newest_intact(run_dir)
+
+
 def newest_intact(run_dir: Path) -> Path | None:
     """The newest checkpoint that is whole; None when the run has none at all.
 
@@ -140,6 +150,8 @@ class Retention:
         """Remove what is not kept."""
         folders = list_checkpoints(run_dir)
         kept = self.kept({step_of(folder): self._value(folder) for folder in folders})
+        good = [step_of(folder) for folder in folders if not read_manifest(folder).get("doubtful")]
+        kept |= set(good[-1:])  # to go back to
         remove_all([folder for folder in folders if step_of(folder) not in kept])
 
     def _value(self, folder: Path) -> float | None:

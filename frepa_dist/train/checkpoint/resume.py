@@ -48,22 +48,25 @@ FREE_SETTINGS = (
     "train.metrics_port",
 )
 
-
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+# settings whose keys are names that a user chooses
+OWN_KEYS = ("data.modality_weights", "data.hf_digests", "train.deepspeed")
 
 
-def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings that both know and that differ: dotted key -> (before, now)."""
-    old, new = flatten(before), flatten(now)
-    return {key: (old[key], new[key]) for key in sorted(old.keys() & new.keys()) if old[key] != new[key]}
+def changed_settings(
+    before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> dict[str, tuple[Any, Any]]:
+    """Settings that both know and that differ: dotted key -> (before, now).
+
+    A key that one side lacks is a setting of another version; not so where keys are the user's own.
+    """
+    changed: dict[str, tuple[Any, Any]] = {}
+    for key in sorted(before.keys() & now.keys()):
+        old, new, name = before[key], now[key], f"{prefix}{key}"
+        if isinstance(old, Mapping) and isinstance(new, Mapping) and name not in OWN_KEYS:
+            changed |= changed_settings(old, new, f"{name}.")
+        elif old != new:
+            changed[name] = old, new
+    return changed
 
 
 def is_free(key: str) -> bool:

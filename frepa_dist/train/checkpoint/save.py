@@ -12,6 +12,7 @@ manifest.json         size and crc32c of every file; written last, it makes the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -80,13 +81,21 @@ class Checkpoints:
         if world.is_main:
             remove_remains(run_dir)
 
-    def save(self, step: int, state: Mapping[str, Any], metrics: Mapping[str, Any] | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        metrics: Mapping[str, Any] | None = None,
+        *,
+        is_doubtful: bool = False,
+    ) -> None:
         """Take a checkpoint after `step` steps; it is written while training goes on.
 
         Args:
             step: optimizer steps so far.
             state: nested dicts and lists of tensors and of what JSON knows, equal on all ranks.
             metrics: the latest logged values; empty where none were logged yet.
+            is_doubtful: whether the last steps were skipped, for which this state may be the cause.
 
         Raises:
             DivergedError: weights of the checkpoint before are not finite.
@@ -95,19 +104,22 @@ class Checkpoints:
         began = time.perf_counter()
         self._settle(last=False)
         self._job = self._take(step, state, self._known(step, metrics or {}), began)
+        self._job.is_doubtful = is_doubtful
         self._job.waited_seconds = time.perf_counter() - began
         self._thread = Thread(target=self._writer.run, args=(self._job,), name="checkpoint", daemon=True)
         self._thread.start()
         self.waited_seconds += time.perf_counter() - began
 
     def settle(self) -> None:
-        """Wait until the checkpoint that is being written is there, before checkpoints are looked at.
+        """Wait until the checkpoint that is being written is there, before a run goes back to one.
+
+        That its weights are not finite is why a run goes back, and no error.
 
         Raises:
-            DivergedError: as `save`.
             EnvironmentFault: as `save`.
         """
-        self._settle(last=False)
+        with contextlib.suppress(DivergedError):
+            self._settle(last=False)
 
     def finish(self) -> None:
         """Wait until the last checkpoint is written.
@@ -215,6 +227,7 @@ class Checkpoints:
         """Copy tensors to where the layout puts them, in memory that is used again each time."""
         on_cuda = self._world.device.type == "cuda"
         if self._buffer is None or len(self._buffer) < layout.num_bytes:
+            self._buffer = None  # first, or both would be held
             self._buffer = torch.empty(layout.num_bytes, dtype=torch.uint8, pin_memory=on_cuda)
         for key, tensor in pieces.items():
             offset, size = layout.places[key]

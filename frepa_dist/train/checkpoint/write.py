@@ -49,6 +49,7 @@ class Job:
         copied: when the copies to `buffer` are done, where a device makes them by and by.
         started: when training came to a halt for it.
         waited_seconds: how long training waited.
+        is_doubtful: whether the state may be why steps before it were skipped.
         report: how it went, equal on all ranks, once the thread has ended.
         crash: what ended the thread otherwise.
     """
@@ -61,6 +62,7 @@ class Job:
     copied: torch.cuda.Event | None
     started: float
     waited_seconds: float = 0.0
+    is_doubtful: bool = False
     report: Report = field(default_factory=Report)
     crash: BaseException | None = None
 
@@ -93,6 +95,8 @@ class Writer:
     def run(self, job: Job) -> None:
         """Write the checkpoint; what went wrong is left in the job."""
         try:
+            if self._world.device.type == "cuda":  # a new thread is on the first
+                torch.cuda.set_device(self._world.device)
             job.report = self._write(job)
         except BaseException as error:  # raised again where training waits for it
             job.crash = error
@@ -154,6 +158,7 @@ class Writer:
             files = [*files, write_bytes(partial / STATE, [state]), self._write_student(partial)]
             entries = {file.name: {"size": file.size, "crc32c": file.crc32c} for file in files}
             manifest = {"step": job.step, "metrics": job.metrics, "files": entries}
+            manifest |= {"doubtful": True} if job.is_doubtful else {}
             replace_text(partial / MANIFEST, json.dumps(manifest, indent=1))
             if final.exists():
                 remove_checkpoint(final)  # a damaged one that the run was resumed past

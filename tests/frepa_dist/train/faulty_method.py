@@ -30,17 +30,17 @@ FOUND = {
 
 
 class FaultyConfig(PairConfig):
-    """`with_teacher`: whether there is an average of the student."""
+    """As of its base."""
 
     name: Literal["faulty"] = "faulty"  # type: ignore[assignment]
-    with_teacher: bool = True
 
 
 class Faulty(Pair):
     """A student, its discriminator, its teacher and a critic.
 
     Attributes:
-        faults: step -> what breaks in it, on `rank` only (weights of a critic on all ranks).
+        faults: step -> what breaks in it, on `rank` only (weights of a critic on all ranks; `critic_late`: at
+            its end, when nobody looks any more).
         rank: of this process.
         faulty_rank: where things break.
         average: a state that moves in every step.
@@ -59,10 +59,7 @@ class Faulty(Pair):
     def submodules(self) -> dict[str, SubmoduleSpec]:
         specs = super().submodules()
         specs["critic"] = SubmoduleSpec(build=lambda: nn.Linear(3, 1), kind="plain")
-        if self.config.with_teacher:
-            specs["teacher"] = SubmoduleSpec(
-                build=Denoiser, kind="ema", of="student", momentum=lambda info: 0.9
-            )
+        specs["teacher"] = SubmoduleSpec(build=Denoiser, kind="ema", of="student", momentum=lambda info: 0.9)
         return specs
 
     def _breaks(self, fault: str, info: StepInfo) -> bool:
@@ -73,6 +70,7 @@ class Faulty(Pair):
     ) -> Losses:
         if self._breaks("batch", info):
             batch = {**batch, "window": torch.full_like(batch["window"], torch.nan)}
+        self._critic = nets["critic"]
         if self.faults.get(info.step) == "critic_weight":
             with torch.no_grad():
                 nets["critic"].weight[0, 0] = torch.nan
@@ -103,6 +101,9 @@ class Faulty(Pair):
 
     def after_step(self, info: StepInfo, comm: Any) -> None:
         super().after_step(info, comm)
+        if self.faults.get(info.step) == "critic_late":
+            with torch.no_grad():
+                self._critic.weight[0, 0] = torch.nan
         self.average = 0.5 * self.average + 0.5 * comm.mean(torch.stack(self._seen).mean())
         self._seen.clear()
 

@@ -7,6 +7,7 @@ without        the same batch is passed over from the start
 persistent     gradients break in steps 6 and 7; the run goes back to step 4
 avoiding       the batches of steps 6 and 7 are passed over from the start
 broken         the critic's weights break in step 6, and stay so; the run goes back at once
+late           the critic's weights break at the end of step 8, whose checkpoint is not good; as above
 hopeless       the critic breaks in every step from 6 on; FOLDER/hopeless/error-R.txt says how rank R ends
 spiking        the loss is far too high on one rank in step 5, and spikes are skipped
 never          the same from step 2 on, before there is a checkpoint
@@ -118,6 +119,7 @@ def run_all(dataset: Path, folder: Path, world: World) -> None:
     run(config("persistent"), world, faults={6: "batch", 7: "critic_gradient"})
     run(config("avoiding"), world, passed=[6, 7])
     run(config("broken"), world, faults={6: "critic_weight"})
+    run(config("late"), world, faults={8: "critic_late"})
     late = {step: fault for step, fault in always.items() if step >= 6}
     run(config("hopeless"), world, faults=late, once=False)
     spiking = config("spiking")
@@ -136,7 +138,7 @@ def run_at_random(dataset: Path, folder: Path, world: World, repeats: range) -> 
         draws = np.random.default_rng(repeat)
         steps = sorted(draws.choice(np.arange(2, STEPS), size=2, replace=False).tolist())
         faults = {step: kinds[draws.integers(len(kinds))] for step in steps}
-        changes = {"zero_stage": repeat % 3, "precision": ("fp32", "bf16")[repeat // 3 % 2]}
+        changes = {"zero_stage": repeat % 4, "precision": ("fp32", "bf16")[repeat // 4 % 2]}
         rank = int(draws.integers(world.size))
         for name, own in (("faulty", {"faults": faults}), ("without", {"passed": steps})):
             config = make_config(dataset, folder / f"{name}-{repeat}")

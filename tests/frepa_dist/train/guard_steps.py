@@ -15,7 +15,6 @@ from torch import Tensor
 
 from frepa_dist.config import TrainConfig
 from frepa_dist.methods.base import StepInfo
-from frepa_dist.train import engines
 from frepa_dist.train.engines import World, process_group
 from frepa_dist.train.guards import inner_optimizer, masters
 from frepa_dist.train.records import Averages, PhaseTimer
@@ -37,18 +36,6 @@ CASES = {
 STEPS = 40
 
 
-def offload(settings: Any, *sizes: int) -> dict[str, Any]:
-    """The configuration of a student whose optimizer is on the host; that of the discriminator as it is."""
-    made = PLAIN_CONFIG(settings, *sizes)
-    if settings.zero_stage:
-        made["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
-        made["zero_force_ds_cpu_optimizer"] = False
-    return made
-
-
-PLAIN_CONFIG = engines.deepspeed_config
-
-
 def draw_batch(step: int, rank: int) -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(1000 * step + rank)
     images = torch.randint(0, 256, (ACCUMULATION * MICRO, 3, 32, 32), generator=generator)
@@ -66,6 +53,8 @@ def everything(method: Faulty, submodules: Submodules) -> dict[str, Tensor]:
         optimizers[name] = plain.optimizer, list(plain.module.parameters())
         modules[name] = plain.module
     modules |= {name: teacher.module for name, teacher in submodules.teachers.items()}
+    parts = {name: getattr(teacher, "_flat", None) for name, teacher in submodules.teachers.items()}
+    found |= {f"{name}.flat": part for name, part in parts.items() if part is not None}
     for name, module in modules.items():
         tensors = [*module.named_parameters(), *module.named_buffers()]
         found |= {f"{name}.{key}": getattr(value, "ds_tensor", value) for key, value in tensors}
@@ -77,7 +66,7 @@ def everything(method: Faulty, submodules: Submodules) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in found.items()}
 
 
-def run_case(student: int, judge: int, precision: str, world: World) -> dict[str, Any]:
+def run_case(student: int, judge: int, precision: str, is_offloaded: bool, world: World) -> dict[str, Any]:
     opponent = {"zero_stage": judge, "learning_rate": 0.01}
     config = TrainConfig(
         global_batch_size=world.size * ACCUMULATION * MICRO,
@@ -87,9 +76,11 @@ def run_case(student: int, judge: int, precision: str, world: World) -> dict[str
         critic_learning_rate=0.01,
         warmup_fraction=0.0,
         precision=precision,
+        zero_stage=student,
+        offload_optimizer=is_offloaded,
         opponent=opponent,
-    ).model_copy(update={"zero_stage": student})
-    method = Faulty(FaultyConfig(with_teacher=student < 3))
+    )
+    method = Faulty(FaultyConfig())
     method.rank = world.rank
     submodules = Submodules(method, config, ACCUMULATION, world)
     averages = Averages()
@@ -140,8 +131,7 @@ def main(folder: Path) -> None:
         torch.set_num_threads(1)
         results = {}
         for name, (student, judge, precision, is_offloaded) in CASES.items():
-            engines.deepspeed_config = offload if is_offloaded else PLAIN_CONFIG
-            results[name] = run_case(student, judge, precision, world)
+            results[name] = run_case(student, judge, precision, is_offloaded, world)
         (folder / f"rank-{world.rank}.json").write_text(json.dumps(results, indent=1))
 
 

@@ -121,6 +121,15 @@ def test_a_run_goes_back_at_once_where_weights_are_broken(runs):
     assert sorted(losses(run)) == [step for step in range(1, STEPS + 1) if step != 6]
 
 
+def test_a_checkpoint_of_broken_weights_is_none_and_the_run_goes_on_from_the_one_before(runs):
+    run = runs / "late"
+    (failed,) = events(run, "checkpoint_failed")
+    assert failed["step"] == 2 * LAST_GOOD
+    (event,) = events(run, "went_back")
+    assert (event["step"], event["to_step"]) == (2 * LAST_GOOD + 1, LAST_GOOD)
+    assert sorted(losses(run)) == [step for step in range(1, STEPS + 1) if step != 2 * LAST_GOOD + 1]
+
+
 def test_a_spike_is_told_and_skipped_where_that_is_asked_for(runs):
     run = runs / "spiking"
     (event,) = events(run, "loss_spike")

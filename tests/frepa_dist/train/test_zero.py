@@ -40,6 +40,7 @@ def check(found: dict[str, dict[str, float]], ranks: int, *, soak: bool) -> None
     assert found.keys() == {case.name for case in chosen}
     for case in chosen:
         limits = {"terms": 1e-4, "gradient": 2e-5, "weight": 1e-5, "state": 1e-4, "distance": 1e-4}
+        limits |= {"norm": 0.02 if case.precision == "bf16" else 1e-3}
         if case.method == "frepa":  # where L1 norms have a kink, a rounding turns a gradient around
             limits["gradient"] = 2e-4 if case.backbone == "vit_pico" else 0.01
         if case.precision == "bf16":

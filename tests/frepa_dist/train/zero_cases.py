@@ -23,6 +23,7 @@ from tests.frepa_dist.methods.test_frepa import everything
 
 FIRST_STEP, STEPS, TOTAL_STEPS = 90, 2, 100  # late, when all terms are on
 ACCUMULATION = 2
+CLIPPING = 0.05  # below all norms, which differ from step to step: so do the factors, and Adam shows it
 METHODS = ("mae", "retmae", "frepa")
 BACKBONES = ("swin_pico", "swinv2_pico", "convnext_twin")
 
@@ -89,7 +90,8 @@ def train_config(case: Case, world_size: int) -> TrainConfig:
         precision=case.precision,
         zero_stage=case.stage,
         offload_optimizer=case.offload,
-        opponent={"clipping": None, "learning_rate": 1e-4},
+        gradient_clipping=CLIPPING,
+        opponent={"clipping": CLIPPING, "learning_rate": 1e-4},
     )
 
 
@@ -105,8 +107,9 @@ def infos() -> list[StepInfo]:
 
 
 class Expected(NamedTuple):
-    """After a step: gradients, clipped where the loop clips; losses; weights; state of the method."""
+    """After a step: gradients, of critics clipped; norms; losses; weights; state of the method."""
 
+    norms: dict[str, Tensor]
     gradients: dict[str, dict[str, Tensor]]
     terms: dict[str, Tensor]
     weights: dict[str, dict[str, Tensor]]
@@ -133,6 +136,7 @@ def train_plainly(
         step = run_step(method, nets, step_batch(number, backbone), info=info, state=state)
         state = step.state
         gradients: dict[str, dict[str, Tensor]] = {}
+        norms: dict[str, Tensor] = {}
         for name, optimizer in optimizers.items():
             params = {key: p for key, p in nets[name].named_parameters() if p.requires_grad}
             for key, p in params.items():
@@ -144,6 +148,8 @@ def train_plainly(
                 for group in optimizer.param_groups:
                     group["lr"] = rate(train, info.step, info.total_steps)
             gradients[name] = {key: p.grad.clone() for key, p in params.items()}
+            if specs[name].kind != "plain":  # engines clip as they step
+                norms[name] = nn.utils.clip_grad_norm_(list(params.values()), CLIPPING)
             optimizer.step()
         for name, spec in specs.items():
             if spec.kind == "ema":
@@ -158,5 +164,5 @@ def train_plainly(
             for name, net in nets.items()
             if specs[name].kind != "frozen"
         }
-        expected.append(Expected(gradients, step.terms, weights, step.state))
+        expected.append(Expected(norms, gradients, step.terms, weights, step.state))
     return expected

@@ -28,6 +28,7 @@ from frepa_dist.train.submodules import Submodules
 from tests.frepa_dist.methods.steps import build_nets, cut
 from tests.frepa_dist.train.zero_cases import (
     ACCUMULATION,
+    CLIPPING,
     Case,
     Expected,
     cases,
@@ -173,9 +174,15 @@ def run_case(
         weights = full_weights(submodules)
         whole = {n: {k: v.detach().clone() for k, v in values.items()} for n, values in weights.items()}
         state = {n: v.clone() for n, v in method.state_dict().items()}
-        seen.append(Expected({n: dict(values) for n, values in gradients.items()}, terms, whole, state))
+        norms = {n: torch.as_tensor(engine.gradient_norm()) for n, engine in submodules.engines.items()}
+        seen.append(
+            Expected(norms, {n: dict(values) for n, values in gradients.items()}, terms, whole, state)
+        )
         for known in expected[number : number + 1]:
             note("terms", max(deviation(terms, {name: value}) for name, value in known.terms.items()))
+            for name, norm in known.norms.items():
+                assert norm > 2 * CLIPPING, f"{name}: {norm} is not clipped"
+                note("norm", deviation(norms, {name: norm}))
             for name, values in known.gradients.items():
                 note(f"gradient/{name}", deviation(gradients[name], values))
             for name, values in known.weights.items():

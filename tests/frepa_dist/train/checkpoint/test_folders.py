@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frepa_dist.runs import LATEST, MANIFEST, checkpoint_name, find_checkpoint, list_checkpoints
-from frepa_dist.train.checkpoint import is_intact, newest_intact
+from frepa_dist.train.checkpoint import is_intact, newest_good, newest_intact
 from frepa_dist.train.checkpoint.files import write_bytes
 from frepa_dist.train.checkpoint.folders import Retention, damage, remove_newer, remove_remains
 from shards.support.errors import DataError
 
 
-def create(run, step, metric=None):
+def create(run, step, metric=None, **more):
     folder = run / "checkpoints" / checkpoint_name(step)
     folder.mkdir(parents=True)
     files = [
@@ -26,6 +26,7 @@ def create(run, step, metric=None):
     manifest = {
         "metrics": {} if metric is None else {"loss/rec": metric},
         "files": {file.name: {"size": file.size, "crc32c": file.crc32c} for file in files},
+        **more,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest))
     return folder
@@ -139,3 +140,14 @@ def test_what_is_kept(values, last, every, largest):
         step for step in kept if step not in sorted(values)[-last:] and not (every and step % every == 0)
     ]
     assert len(others) <= 1
+
+
+def test_a_run_goes_back_behind_what_may_be_why_steps_were_skipped(tmp_path):
+    good = create(tmp_path, 2)
+    doubtful = [create(tmp_path, step, doubtful=True) for step in (4, 6)]
+    assert newest_intact(tmp_path) == doubtful[1]
+    assert newest_good(tmp_path) == good
+    Retention(last=1).apply(tmp_path)
+    assert steps(tmp_path) == [2, 6]
+    flip(good)
+    assert newest_good(tmp_path) == doubtful[1], "better than none"

@@ -61,6 +61,25 @@ def test_another_config_is_refused_with_both_values(tmp_path, change):
     assert f"-> {json.loads(value) if value[0] in '0123456789[' else value}"[:6] in text
 
 
+WEIGHTS, DIGESTS = "data.modality_weights", "data.hf_digests"
+
+
+@pytest.mark.parametrize(
+    ("key", "before", "now"),
+    [
+        (WEIGHTS, "uniform", "{alpha: 0.5}"),
+        (WEIGHTS, "{}", "{ct: 5}"),
+        (WEIGHTS, "{ct: 1}", "{ct: 1, mri: 4}"),
+        (DIGESTS, "null", "{ct: abc}"),
+        ("method.hmi", "null", "{}"),
+    ],
+)
+def test_settings_that_appear_or_become_others_are_refused_too(tmp_path, key, before, now):
+    for one, other in ((before, now), (now, before)):
+        with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
+            check_same_run(stored(f"{key}={one}"), config(f"{key}={other}"), "abc", tmp_path)
+
+
 def test_another_dataset_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="trained on snapshot abc, not on other"):
         check_same_run(stored(), config(), "other", tmp_path)
