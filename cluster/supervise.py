@@ -153,6 +153,9 @@ class _Supervisor:
             number = f"restart {budget.used} of {self._patience.max_restarts}"
             self._say(f"{fault.cause}; {number} in {wait:.0f} s {self._from_where()}")
             self._note("restart", number=budget.used, wait_seconds=wait, checkpoint=step)
+            if len(self._nodes.slots) == 1:  # what a rank wrote was not the end; other nodes would read it
+                with contextlib.suppress(OSError):
+                    (self._run_dir / OUTCOME).unlink(missing_ok=True)
             deadline = time.monotonic() + wait
             while time.monotonic() < deadline and not self._requests.stop:
                 time.sleep(min(self._patience.poll_seconds, wait))
