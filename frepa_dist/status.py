@@ -42,7 +42,8 @@ class RunStatus:
         run: its folder.
         state: `training`; `silent` when ranks have said nothing for a minute, and not how it ended; `killed`
             when nothing is known of ranks; else how the last start ended.
-        step, total_steps: the last logged step, and the length of the run; -1 where unknown.
+        step, total_steps: the step it ended after, else the last logged one, and the length of the run; -1
+            where unknown.
         checkpoints: steps of the complete checkpoints.
         metrics: the last logged line.
         restarts: how often the supervisor started it again.
@@ -114,7 +115,7 @@ def describe_run(run_dir: Path) -> RunStatus:
     return RunStatus(
         run=str(run_dir),
         state=_state(outcome, ranks),
-        step=metrics[-1]["step"] if metrics else -1,
+        step=_step(outcome, metrics),
         total_steps=starts[-1]["total_steps"] if starts else -1,
         checkpoints=[int(path.name.removeprefix("step-")) for path in list_checkpoints(run_dir)],
         metrics=metrics[-1] if metrics else {},
@@ -124,6 +125,12 @@ def describe_run(run_dir: Path) -> RunStatus:
         error=str(outcome.get("error", "")) if outcome else "",
         ranks=ranks,
     )
+
+
+def _step(outcome: dict[str, Any] | None, metrics: list[dict[str, Any]]) -> int:
+    ended: int = outcome["step"] if outcome else -1
+    logged: int = metrics[-1]["step"] if metrics else -1
+    return ended if ended >= 0 else logged
 
 
 def _read_ranks(run_dir: Path) -> list[RankStatus]:
