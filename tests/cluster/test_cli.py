@@ -4,14 +4,10 @@ import time
 
 import pytest
 
-FREPA = [sys.executable, "-m", "cluster.cli"]
+from tests.commands import Ended, frepa
 
 
-def frepa(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*FREPA, *arguments], capture_output=True, text=True, timeout=timeout, check=False)
-
-
-def assert_one_line_error(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+def assert_one_line_error(result: Ended, code: int, *words: str) -> None:
     assert result.returncode == code, result.stderr
     lines = [line for line in result.stderr.splitlines() if line.startswith("frepa: error: ")]
     assert len(lines) == 1, result.stderr

@@ -14,6 +14,7 @@ from PIL import Image
 
 from frepa_dist.runs import read_metrics
 from shards.builder.build import BuildConfig, build_dataset
+from tests.commands import frepa
 
 README = Path(__file__).parents[3] / "README.md"
 SECTION = "A new method in one file"
@@ -79,7 +80,7 @@ def test_the_sample_of_the_readme_trains(installed, config, tmp_path):
 
 
 def test_a_method_that_is_not_installed_is_unknown(config):
-    result = pretrain(config, "")
+    result = frepa("pretrain", "--config", config, "--num-ranks", 1)
     assert result.returncode == 2
     assert "denoise" in result.stderr
     assert "retmae" in result.stderr  # what is allowed
