@@ -29,10 +29,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs the server by what it asks for, so that `-m 'not s3'` leaves all of it out."""
+    """Mark what needs the server by what it asks for, so that `-m 'not s3'` leaves all of it out.
+
+    The files that start ranks come first: they take the longest, and others fill the time that they wait.
+    """
     for item in items:
         if S3_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.s3)
+    starting = {item.path for item in items if item.get_closest_marker("distributed")}
+    first = sorted(starting, reverse=True)
+    items.sort(key=lambda item: first.index(item.path) if item.path in starting else len(first))
 
 
 @pytest.fixture(scope="session")

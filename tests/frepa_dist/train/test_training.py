@@ -318,13 +318,8 @@ def test_one_rank_with_accumulation_trains_as_two_without(uninterrupted, dataset
     assert result.returncode == 0, result.stderr
     for ours, theirs in zip(read_metrics(run), read_metrics(whole), strict=True):
         assert ours.keys() == theirs.keys()  # of the first steps, loss/hmi is none of them
-        for name in {
-            "loss",
-            "loss/rec",
-            "loss/hmi",
-            "gradient_norm/student",
-            "teacher/distance",
-        } & ours.keys():
+        losses = [name for name in ours if name.startswith("loss")]
+        for name in (*losses, "gradient_norm/student", "teacher/distance"):
             assert ours[name] == pytest.approx(theirs[name], rel=2e-3, abs=2e-5), (name, ours["step"])
 
 
