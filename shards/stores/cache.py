@@ -163,7 +163,8 @@ class ShardCache:
                 found = _copy(store, shard, descriptor)
                 if found == shard.crc32c:
                     os.fdatasync(descriptor)  # a crash of the machine must not leave a name without its bytes
-                    os.rename(temporary, entry)
+                    with self._locked("folder"):  # or who adds up the room may see neither name
+                        os.rename(temporary, entry)
                     fcntl.flock(descriptor, fcntl.LOCK_UN)
                     return descriptor
             raise DataError(
