@@ -61,7 +61,15 @@ def test_bad_input_is_one_line_and_a_stable_code(tmp_path, arguments, code, word
 
 def test_no_dataset_is_said_before_ranks_start(tmp_path):
     start = time.monotonic()
-    result = frepa("pretrain", "--config", "demo/retmae", "--set", f"data.root={tmp_path}")
+    result = frepa(
+        "pretrain",
+        "--config",
+        "demo/retmae",
+        "--set",
+        f"data.root={tmp_path}",
+        "--set",
+        f"output={tmp_path / 'run'}",
+    )
     assert_one_line_error(result, 3, str(tmp_path), "frepa shards build")
     assert time.monotonic() - start < 60
 
