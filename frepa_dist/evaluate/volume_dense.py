@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from frepa_dist.evaluate.probe import Int64
+from frepa_dist.evaluate.scores import Int64
 from frepa_dist.evaluate.volume_training import (
     MEASURED,
     WINDOWS_AT_ONCE,

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from frepa_dist.evaluate.probe import Float64, Int64
+from frepa_dist.evaluate.scores import Float64, Int64
 from frepa_dist.evaluate.volume_data import Load
 from frepa_dist.models.volume import ClassificationHead, SliceMixer, VolumeEncoder
 from frepa_dist.models.volume_slots import Slots
