@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from frepa_dist.evaluate.features import load_encoder
+from frepa_dist.evaluate.heads import seeded
 from frepa_dist.evaluate.scores import accuracy, bootstrap_intervals, macro_auroc
 from frepa_dist.evaluate.volume_data import (
     LabeledVolumes,
@@ -33,7 +34,6 @@ from frepa_dist.evaluate.volume_training import (
     Body,
     VolumeTraining,
     predict_classes,
-    seeded,
     train_classifier,
 )
 from frepa_dist.models.volume import ClassificationHead, SliceMixer, VolumeEncoder, VolumeSettings
