@@ -180,7 +180,7 @@ class Telemetry:
             raise EnvironmentFault(
                 f"metrics cannot be served: {error.strerror}",
                 where=f"{address}:{port}",
-                fix=f"set {key}.port to a free one (ranks take those from it on, supervisors those before it), "
+                fix=f"set {key}.port to a free one (ranks take those from it on, supervisors those before), "
                 "to 0, which takes any, or to null",
             ) from error
         self.port = server.server_port
