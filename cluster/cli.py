@@ -14,6 +14,7 @@ import click
 from cluster.doctor_cli import doctor
 from cluster.evaluate_cli import evaluate_group
 from cluster.model_cli import MODEL_COMMANDS
+from cluster.monitor_cli import monitor_group
 from cluster.options import FOLDER
 from cluster.shards_cli import shards_group
 from cluster.train_cli import TRAIN_COMMANDS
@@ -38,6 +39,7 @@ def cli(debug: bool) -> None:
 cli.add_command(shards_group)
 evaluate_group.add_command(evaluate_volume)
 cli.add_command(evaluate_group)
+cli.add_command(monitor_group)
 for command in (*TRAIN_COMMANDS, doctor, *MODEL_COMMANDS):
     cli.add_command(command)
 
