@@ -171,23 +171,27 @@ def check_data(config: RunConfig, num_ranks: int) -> Iterator[Finding]:
 
 
 def check_ports(config: RunConfig, num_ranks: int) -> Iterator[Finding]:
-    """Are the ports of the metrics free?"""
-    first = config.train.metrics_port
-    if first is None:
+    """Are the ports of the metrics free: that of this node's supervisor, and those of the ranks?"""
+    metrics = config.train.metrics
+    if not metrics.port:  # none, or any that is free
         return
+    first, last = metrics.port - 1, metrics.port + num_ranks - 1
     taken = []
-    for port in range(first, first + num_ranks):
+    for port in range(first, last + 1):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind((metrics.address, port))
             except OSError:
                 taken.append(str(port))
     if taken:
-        fix = f"choose another train.metrics_port; rank r takes the port + r, so {num_ranks} in a row"
-        yield Finding("ports", "bad", f"{', '.join(taken)} of 127.0.0.1 in use", fix)
+        fix = (
+            f"choose another train.metrics.port: rank r takes the port + r, the supervisor the port - 1, so "
+            f"{num_ranks + 1} in a row; or 0, which takes any"
+        )
+        yield Finding("ports", "bad", f"{', '.join(taken)} of {metrics.address} in use", fix)
     else:
-        yield Finding("ports", "ok", f"{first} to {first + num_ranks - 1} free for metrics")
+        yield Finding("ports", "ok", f"{first} to {last} free for metrics")
 
 
 def check_output(config: RunConfig, cost: Cost) -> Iterator[Finding]:

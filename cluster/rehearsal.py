@@ -41,6 +41,7 @@ def rehearse(config: str, overrides: Sequence[str], run: RunConfig, nodes: Nodes
             f"train.steps={STEPS}",
             f"train.checkpoint_every={STEPS}",
             "train.checkpoint_copy=null",
+            "train.metrics.port=null",
             "train.log_every=1",
         ]
         sets = [part for item in (*overrides, *own) for part in ("--set", item)]

@@ -13,6 +13,7 @@ from shards.read.config import AccessConfig, CropRatio, CropScale, PlaceName, St
 from shards.read.order import OrderConfig
 from shards.read.windows import WindowConfig
 from shards.support.settings import Settings
+from shards.support.telemetry import MetricsConfig
 
 # keys of DeepSpeed's own configuration that this system decides; passing them through would contradict it
 OWNED_DEEPSPEED_KEYS = frozenset(
@@ -140,7 +141,7 @@ class TrainConfig(Settings):
             second time. A run whose folder is lost or damaged is gone on with from there.
         guard: what is done about steps whose numbers cannot be right.
         log_keys: write the keys of the samples of every step to RUN/keys: what was used can be counted there.
-        metrics_port: rank r serves Prometheus metrics on this port + r of 127.0.0.1; None serves none.
+        metrics: where ranks and supervisors serve live metrics to Prometheus.
         deepspeed: more of DeepSpeed's configuration for the student's engine, passed through.
     """
 
@@ -171,7 +172,7 @@ class TrainConfig(Settings):
     checkpoint_copy: PlaceName | None = None
     guard: GuardConfig = GuardConfig()
     log_keys: bool = False
-    metrics_port: int | None = Field(None, ge=1024, le=65535)
+    metrics: MetricsConfig = MetricsConfig()
     deepspeed: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")

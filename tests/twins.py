@@ -33,7 +33,7 @@ TRAIN = {
     "steps": 100,
     "base_learning_rate": 1.0,  # times batch / 256; in bf16 a weight of 1 does not show smaller steps
     "log_every": 1,
-    "metrics_port": None,
+    "metrics": {"port": None},
 }
 
 

@@ -47,6 +47,7 @@ from shards.stores.atomic import replace_text
 from shards.stores.store import is_remote, lock_folder
 from shards.support.errors import ConfigError, DataError, FrepaError
 from shards.support.settings import dump_yaml, load_settings
+from shards.support.targets import unique_label
 from shards.support.telemetry import Telemetry
 
 REQUEUE_CODE = 75  # EX_TEMPFAIL of sysexits.h: batch systems are told to start this again
@@ -81,11 +82,21 @@ def prepare_run(config: RunConfig, world: World) -> RunConfig:
     copy = config.train.checkpoint_copy
     if copy is not None and not is_remote(copy):
         copy = str(Path(copy).resolve())
-    train = config.train.model_copy(update={"checkpoint_copy": copy})
+    metrics = config.train.metrics
+    metrics = metrics.model_copy(update={"targets": metrics.targets and metrics.targets.resolve()})
+    train = config.train.model_copy(update={"checkpoint_copy": copy, "metrics": metrics})
     config = config.model_copy(update={"data": data, "train": train, "output": config.output.resolve()})
     if world.is_main:
         replace_text(config.output / CONFIG, dump_yaml(config.model_dump(mode="json")))
     return config
+
+
+def serve_metrics(config: RunConfig, world: World) -> contextlib.AbstractContextManager[Telemetry]:
+    """Serve the live metrics of this rank, where the run's settings ask for it."""
+    # the launcher tells a rank its node so; alone, there is one
+    node = os.environ.get("CROSS_RANK", "0")
+    labels = {"run": unique_label(config.output), "rank": str(world.rank), "node": node}
+    return Telemetry.serve(config.train.metrics, "train", labels, offset=world.rank, key="train.metrics")
 
 
 class Start:
@@ -103,8 +114,7 @@ class Start:
         """Train, or go on training, to the end, or until asked to stop; all ranks return the same."""
         with contextlib.ExitStack() as stack:
             config, checkpoint = self._open(world, stack)
-            port = config.train.metrics_port
-            telemetry = stack.enter_context(Telemetry.serve(None if port is None else port + world.rank))
+            telemetry = stack.enter_context(serve_metrics(config, world))
             run_dir = config.output
             trainer = Trainer(config, run_dir, world, telemetry, self._control)
             if checkpoint is not None:

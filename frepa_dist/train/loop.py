@@ -235,7 +235,6 @@ class Trainer:
         self._last_record = record
         if self.world.is_main:
             append_line(self.run_dir / METRICS, record)
-        self.telemetry.set_step(record)
         return f"loss {record.get('loss', math.nan):.4f}, {record['samples_per_second']:.1f} images/s"
 
     def save(self) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Literal, NamedTuple, TypeVar
 
 from shards.stores.cache import ShardCache, Wanted
@@ -46,6 +47,18 @@ class Span(NamedTuple):
     size: int
 
 
+class CacheRequests(NamedTuple):
+    """How often shards were asked of the cache to be read; to get them ahead is no request.
+
+    Attributes:
+        hit: they were there.
+        miss: their download had to be waited for, whoever had begun it.
+    """
+
+    hit: int = 0
+    miss: int = 0
+
+
 class RemoteConfig(NamedTuple):
     """How a remote dataset is read; see `shards.read.config.AccessConfig`."""
 
@@ -72,6 +85,10 @@ class Access(ABC):
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         """Apply a function that waits for the store to many items, side by side where that helps."""
         return map(function, items)
+
+    def take_requests(self) -> CacheRequests:
+        """Requests to the cache since the last call, of this object; none where there is no cache."""
+        return CacheRequests()
 
     def prefetch(self, files: Sequence[ShardFile]) -> None:  # noqa: B027 (only a cache has where to put them)
         """Say which files will be needed, instead of those that were said before, and return at once."""
@@ -180,6 +197,7 @@ class CachedAccess(RangedAccess):
         self._cache = cache
         self._refused: set[ShardFile] = set()
         self._upcoming: Sequence[ShardFile] = []
+        self._requests, self._lock = CacheRequests(), Lock()
 
     @cached_property
     def _downloads(self) -> ThreadPoolExecutor:
@@ -222,7 +240,17 @@ class CachedAccess(RangedAccess):
         if file in self._refused:
             return None
         try:
-            return self._cache.open(self._store, *file)
+            descriptor, was_there = self._cache.open(self._store, *file)
         except DataError:
             self._refused.add(file)
             return None
+        with self._lock:
+            hit, miss = self._requests
+            self._requests = CacheRequests(hit + was_there, miss + (not was_there))
+        return descriptor
+
+    def take_requests(self) -> CacheRequests:
+        """See `Access`."""
+        with self._lock:
+            requests, self._requests = self._requests, CacheRequests()
+        return requests

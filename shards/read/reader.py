@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from shards.dataset import read_hf_index, read_index
 from shards.decoding import Stored, decode_image, decode_map
-from shards.read.access import MAX_OPEN_SHARDS, RemoteConfig, ShardFile, Span, open_access
+from shards.read.access import MAX_OPEN_SHARDS, CacheRequests, RemoteConfig, ShardFile, Span, open_access
 from shards.read.kept import Place
 from shards.schema import ShardInfo, Snapshot, hf_tar_path
 from shards.stores.store import Store, open_store
@@ -166,6 +166,10 @@ class ShardReader:
         infos = [self.snapshot.shards[shard] for shard in shards]
         files = [file for info in infos for file in shard_files(info, self._hf_digests)]
         self._access.prefetch(list(dict.fromkeys(files)))
+
+    def take_requests(self) -> CacheRequests:
+        """See `Access.take_requests`."""
+        return self._access.take_requests()
 
     def _index(self, shard: int) -> _Index:
         index = self._index_or_error(shard)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from shards.dataset import load_snapshot
 from shards.hf.maps import indices_from_map
+from shards.read.access import CacheRequests
 from shards.read.config import StreamConfig
 from shards.read.crops import Crop, apply_crop, center_crop, crop_shares, random_crop
 from shards.read.draws import draw_key, sample_rng
@@ -92,6 +93,9 @@ class MicroBatch(TypedDict):
     """What `bad_samples: skip` replaced."""
     num_bytes: int
     """Bytes read from shards."""
+    cache_requests: CacheRequests
+    """What the process that made this asked of the cache since it made the one before: the way to samples, and
+    nothing of them."""
 
 
 class Request(NamedTuple):
@@ -156,6 +160,7 @@ class Views(torch.utils.data.Dataset["MicroBatch | FrepaError"]):
             key=keys,
             skipped=skipped,
             num_bytes=num_bytes,
+            cache_requests=self.reader.take_requests(),
         )
 
     def _crop(self, sample: Sample, epoch: int, position: int) -> Crop:

@@ -93,13 +93,13 @@ class ShardCache:
             DataError: the shard is missing, or not the one that is described.
             EnvironmentFault: the disk is full, or the store cannot be reached.
         """
-        os.close(self.open(store, path, num_bytes, crc32c))
+        os.close(self.open(store, path, num_bytes, crc32c)[0])
         return self._entry(path, num_bytes, crc32c)
 
-    def open(self, store: Store, path: str, num_bytes: int, crc32c: int) -> int:
+    def open(self, store: Store, path: str, num_bytes: int, crc32c: int) -> tuple[int, bool]:
         """Get a shard; return a file descriptor that stays good when it is evicted, for the caller to close.
 
-        Raises as `fetch`.
+        Also whether the shard was there, so that nothing had to be waited for. Raises as `fetch`.
         """
         if num_bytes > self.max_bytes:
             raise ConfigError(
@@ -111,12 +111,12 @@ class ShardCache:
         with self._explained():
             descriptor = _open_used(entry, num_bytes)
             if descriptor is not None:
-                return descriptor
+                return descriptor, True
             with self._locked(f"{crc32c % NUM_LOCKS:02x}"):
                 descriptor = _open_used(entry, num_bytes)  # by whom we may have waited for
                 if descriptor is None:
                     descriptor = self._download(store, Wanted(path, num_bytes, crc32c), entry)
-                return descriptor
+                return descriptor, False
 
     def prefetch(self, store: Store, shards: Iterable[tuple[str, int, int]]) -> None:
         """Begin to fetch shards in the background, one after the other, and return at once.
@@ -248,6 +248,17 @@ class ShardCache:
                 where=self.folder,
                 fix="free disk space there, allow the cache fewer bytes, or choose another folder for it",
             ) from error
+
+
+def cache_size(folder: Path) -> int:
+    """Bytes of the shards in a cache's folder, those that are being downloaded included."""
+    total = 0
+    with suppress(FileNotFoundError), os.scandir(folder) as items:
+        for item in items:
+            if _ENTRY_PATTERN.fullmatch(item.name):
+                with suppress(FileNotFoundError):  # evicted meanwhile
+                    total += item.stat().st_size
+    return total
 
 
 def _open_used(entry: Path, num_bytes: int) -> int | None:

@@ -65,7 +65,7 @@ def test_every_fault_is_named_in_one_go(dataset, tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        config = make_config(tmp_path / "none", tmp_path / "run", f"train.metrics_port={port}")
+        config = make_config(tmp_path / "none", tmp_path / "run", f"train.metrics.port={port}")
         found = list(doctor.examine(config, 3))
     wrong = {finding.check: finding.says for finding in found if finding.state == "bad"}
     assert wrong.keys() >= {"batch", "data", "ports", "output"}

@@ -45,7 +45,7 @@ FREE_SETTINGS = (
     "train.keep_checkpoints",
     "train.keep_every",
     "train.keep_best",
-    "train.metrics_port",
+    "train.metrics",
 )
 
 # settings whose keys are names that a user chooses

@@ -17,6 +17,7 @@ from shards.hf.tokens import HFParams
 from shards.read.access import RemoteConfig, default_cache_dir
 from shards.read.reader import Sample, ShardReader
 from shards.schema import hf_tar_path
+from shards.stores.cache import cache_size
 from shards.support.errors import DataError, EnvironmentFault
 from tests.shards.remote import CountingStore
 
@@ -137,6 +138,13 @@ class TestCache:
         assert len(reader.store.ranges) + sum(reader.store.whole.values()) == num
         assert again.store.ranges == []
         assert not any(path.endswith(".tar") for path in again.store.whole)
+        num_shards = len({shard for shard, _ in PLACES})
+        assert reader.take_requests() == (3 * num_shards, num_shards), "hits and misses"
+        assert again.take_requests() == (num_shards, 0)
+        assert again.take_requests() == (0, 0)
+        entries = [path.stat().st_size for path in config.cache_dir.glob("*.tar")]
+        assert cache_size(config.cache_dir) == sum(entries) > 0
+        assert cache_size(config.cache_dir / "none") == 0
 
     def test_prefetched_shards_wait_on_the_disk(self, root, config):
         reader = reader_of(root, config)
@@ -149,6 +157,7 @@ class TestCache:
         reader.store.ranges.clear()
         reader.store.whole.clear()
         list(reader.read_many([(1, 0), (2, 4)]))
+        assert reader.take_requests() == (2, 0), "to get them ahead was no request"
         assert not any(path in reader.store.whole for path in paths)
         assert reader.store.ranges == []
 

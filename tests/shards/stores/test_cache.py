@@ -116,7 +116,8 @@ def test_the_least_recently_used_goes_first(remote, cache):
 
 def test_an_open_shard_outlives_its_eviction(remote, cache):
     a = add(remote, "a.tar")
-    descriptor = cache.open(remote, *a)
+    descriptor, was_there = cache.open(remote, *a)
+    assert not was_there
     for name in "bcd":
         cache.fetch(remote, *add(remote, f"{name}.tar"))
     assert "a.tar" not in names(cache)
@@ -201,8 +202,9 @@ def test_downloads_wait_for_room(remote, tmp_path):
             with cache._locked("folder"):
                 most = max(most, sum(map(size_of, cache.folder.iterdir())))
     for (name, *_), future in zip(shards, futures, strict=True):
-        assert os.pread(future.result(), SIZE, 0) == remote.read(name)
-        os.close(future.result())
+        descriptor, _ = future.result()
+        assert os.pread(descriptor, SIZE, 0) == remote.read(name)
+        os.close(descriptor)
     assert 0 < most <= 2 * SIZE
 
 
