@@ -19,6 +19,7 @@ from cluster.options import FOLDER
 from cluster.shards_cli import shards_group
 from cluster.train_cli import TRAIN_COMMANDS
 from cluster.volume_cli import evaluate_volume
+from cluster.watch_cli import watch
 from shards.support.errors import ConfigError, DataError, FrepaError
 
 
@@ -40,7 +41,7 @@ cli.add_command(shards_group)
 evaluate_group.add_command(evaluate_volume)
 cli.add_command(evaluate_group)
 cli.add_command(monitor_group)
-for command in (*TRAIN_COMMANDS, doctor, *MODEL_COMMANDS):
+for command in (*TRAIN_COMMANDS, watch, doctor, *MODEL_COMMANDS):
     cli.add_command(command)
 
 

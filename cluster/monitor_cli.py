@@ -44,8 +44,9 @@ def up(targets: Path, port: int, alertmanager_port: int, grafana_port: int, data
 
     They listen on 127.0.0.1 alone. What was measured stays in --data, and is there again the next time.
     """
+    from cluster.interrupts import interrupted_by
     from cluster.monitoring.render import GRAFANA, Places
-    from cluster.monitoring.stack import interrupted_by, running
+    from cluster.monitoring.stack import running
 
     ports = {"prometheus": port, "alertmanager": alertmanager_port, "grafana": grafana_port}
     with (

@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -15,8 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import IO, Any
+from typing import IO
 
 from cluster.monitoring.render import ALERTMANAGER, GRAFANA, PROMETHEUS, Places, render
 from shards.stores.atomic import writing_to
@@ -249,19 +247,3 @@ def running(data: Path, places: Places, ports: Mapping[str, int], scale: float =
         yield stack
     finally:
         stack.stop()
-
-
-@contextlib.contextmanager
-def interrupted_by(*numbers: signal.Signals) -> Iterator[Callable[[], bool]]:
-    """Take signals for the length of the block; what is yielded says whether one came."""
-    came: list[int] = []
-
-    def hear(number: int, _: FrameType | None) -> None:
-        came.append(number)
-
-    before: dict[int, Any] = {number: signal.signal(number, hear) for number in numbers}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
