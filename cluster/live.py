@@ -19,15 +19,13 @@ from rich.table import Table
 from rich.text import Text
 
 from frepa_dist.follow import Follower
-from frepa_dist.runs import CONFIG, EVENTS, METRICS, OUTCOME
-from frepa_dist.status import RankStatus, RunStatus, summarize
+from frepa_dist.runs import CONFIG, EVENTS, METRICS
+from frepa_dist.status import RankStatus, RunStatus, is_over, summarize
 
 KEPT_RECORDS = 600  # log lines that sparklines are drawn of
 FIRST_BYTES = 1 << 20  # of metrics.jsonl: enough for so many lines
 SPARK_WIDTH = 24
 FIXED_LINES = 15  # of a frame: border, headline, error, titles, what says that there is more
-# an outcome that a supervisor is about to answer by a restart is taken away before
-SETTLED_SECONDS = 15.0
 STYLES = {"training": "bold green", "done": "bold green", "silent": "bold yellow", "requeue": "bold yellow"}
 BARS = "▁▂▃▄▅▆▇█"
 PHASE_STYLES = ("cyan", "blue", "magenta", "green", "yellow", "red")
@@ -79,18 +77,7 @@ class RunReader:
         is_new, events = self._event_log.read()
         self._events = events if is_new else self._events + events
         status = summarize(self._run, self._events, list(self._records)[-1:])
-        return Snapshot(
-            self._run, status, list(self._records), self._events, is_over=self._is_over(status.state)
-        )
-
-    def _is_over(self, state: str) -> bool:
-        if state == "done":
-            return True
-        try:
-            age = time.time() - (self._run / OUTCOME).stat().st_mtime
-        except OSError:
-            return False
-        return state in ("failed", "requeue") and age > SETTLED_SECONDS
+        return Snapshot(self._run, status, list(self._records), self._events, is_over(self._run))
 
 
 def frame(shot: Snapshot, height: int = 40) -> RenderableType:

@@ -14,6 +14,7 @@ from frepa_dist.journal import read_outcome
 from frepa_dist.runs import (
     EVENTS,
     HEARTBEATS,
+    OUTCOME,
     list_checkpoints,
     load_run_config,
     read_json_lines,
@@ -22,6 +23,8 @@ from frepa_dist.runs import (
 
 # heartbeats come every second while steps take less; a step, a start or a checkpoint may take minutes
 QUIET_SECONDS = 60.0
+# an outcome that a supervisor answers by a restart is taken away before
+SETTLED_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,18 @@ def summarize(
         error=str(outcome.get("error", "")) if outcome else "",
         ranks=ranks,
     )
+
+
+def is_over(run_dir: Path) -> bool:
+    """Whether nothing more will come of a run by itself: it is done, or ended and was not started again."""
+    outcome = read_outcome(run_dir)
+    if outcome is None:
+        return False
+    try:
+        age = time.time() - (run_dir / OUTCOME).stat().st_mtime
+    except OSError:
+        return False
+    return outcome["outcome"] == "done" or age > SETTLED_SECONDS
 
 
 def _step(outcome: dict[str, Any] | None, metrics: Sequence[Mapping[str, Any]]) -> int:

@@ -1,4 +1,4 @@
-"""`frepa watch`: what it shows of a run, and that it goes along with one from before its beginning to its end."""
+"""`frepa watch`: what it shows of a run, and that it goes along with one from beginning to end."""
 
 from __future__ import annotations
 
