@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from cluster.monitoring.metrics_page import metrics_page
-from cluster.monitoring.panels import COLUMNS, Board, Panel, names_in, read_boards, read_recorded
+from cluster.monitoring.panels import (
+    COLUMNS,
+    Board,
+    Panel,
+    metrics_behind,
+    names_in,
+    read_boards,
+    read_recorded,
+)
 from shards.support.metrics import METRICS
 
 DASHBOARDS, METRICS_PAGE = "dashboards", "METRICS.md"
@@ -22,8 +30,9 @@ COLORS = ("green", "orange", "red")
 
 def panel_json(panel: Panel, number: int, x: int, y: int, width: int, height: int) -> dict[str, Any]:
     """A panel in Grafana's words."""
-    known = {metric.name: metric for metric in METRICS}
-    metric = next((known[name] for name in sorted(names_in(panel.queries[0][1])) if name in known), None)
+    names = names_in(panel.queries[0][1])
+    names |= metrics_behind(names, read_recorded())
+    metric = next((metric for metric in METRICS if metric.name in names), None)
     steps = panel.steps or ()
     defaults: dict[str, Any] = {
         "unit": panel.unit or (metric.unit if metric else "short"),
