@@ -11,7 +11,7 @@ from cluster.doctor import count_steps
 from cluster.nodes import Nodes
 from cluster.supervise import supervise
 from cluster.verdict import Patience
-from frepa_dist.config import RunConfig
+from frepa_dist.config import MONITOR_BLOCKS, RunConfig
 from frepa_dist.runs import read_metrics
 from shards.support.errors import ConfigError
 
@@ -42,6 +42,7 @@ def rehearse(config: str, overrides: Sequence[str], run: RunConfig, nodes: Nodes
             f"train.checkpoint_every={STEPS}",
             "train.checkpoint_copy=null",
             "train.metrics.port=null",
+            *(f"train.deepspeed.{block}=null" for block in MONITOR_BLOCKS if block in run.train.deepspeed),
             "train.log_every=1",
         ]
         sets = [part for item in (*overrides, *own) for part in ("--set", item)]

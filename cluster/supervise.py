@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from cluster.launch import Launch, free_shared_memory, launch_command, rank_environment, with_port
 from cluster.nodes import Nodes
+from cluster.supervisor_metrics import Exports, SupervisorMetrics, serve_supervisor
 from cluster.verdict import LASTING_CODES, Budget, Fault, Patience
 from cluster.watch import ASKING, Ending, Requests, Watch
 from frepa_dist.heartbeats import blank, heartbeat_path
@@ -27,6 +28,7 @@ from frepa_dist.runs import CONFIG, HEARTBEATS, LOGS, OUTCOME, list_checkpoints
 from shards.stores.atomic import writing_to
 from shards.stores.store import lock_folder
 from shards.support.errors import EnvironmentFault, FrepaError
+from shards.support.telemetry import MetricsConfig
 
 REQUEUE_CODE = 75  # EX_TEMPFAIL of sysexits.h: batch systems are told to start this again
 Command = Callable[[Sequence[str], Nodes, str], list[str]]
@@ -38,6 +40,7 @@ def supervise(
     nodes: Nodes,
     patience: Patience | None = None,
     command: Command = launch_command,
+    exports: Exports | None = None,
 ) -> int:
     """Train on this node, through restarts; return 0 when done, 75 when stopped as asked, or an error's code.
 
@@ -49,21 +52,32 @@ def supervise(
         nodes: where the ranks are.
         patience: when to restart, and when to give up.
         command: makes the launcher's command line.
+        exports: live metrics that are served meanwhile; None: none.
 
     Raises:
-        EnvironmentFault: the run has a supervisor on this node already, or the port is taken.
+        EnvironmentFault: the run has a supervisor on this node already, or a port is taken.
     """
-    with lock_folder(run_dir, name=f".supervisor-{nodes.node_rank}.lock"):
-        return _Supervisor(arguments, run_dir, nodes, patience or Patience(), command).run()
+    with (
+        lock_folder(run_dir, name=f".supervisor-{nodes.node_rank}.lock"),
+        serve_supervisor(exports or Exports(MetricsConfig()), run_dir, nodes) as metrics,
+    ):
+        return _Supervisor(arguments, run_dir, nodes, patience or Patience(), command, metrics).run()
 
 
 class _Supervisor:
     """See `supervise`."""
 
     def __init__(
-        self, arguments: Sequence[str], run_dir: Path, nodes: Nodes, patience: Patience, command: Command
+        self,
+        arguments: Sequence[str],
+        run_dir: Path,
+        nodes: Nodes,
+        patience: Patience,
+        command: Command,
+        metrics: SupervisorMetrics,
     ) -> None:
         self._arguments, self._run_dir, self._nodes = list(arguments), run_dir, nodes
+        self._metrics = metrics
         self._patience, self._command = patience, command
         self._requests = Requests()
         self._starts = 0
@@ -117,9 +131,11 @@ class _Supervisor:
             launch = Launch(command, environment, log)
         try:
             watch = Watch(launch, run_dir, nodes, self._patience, self._requests, log, place)
-            found = watch.to_the_end()
+            with self._metrics.watching(watch):
+                found = watch.to_the_end()
         finally:
             ended = launch.end()
+            self._metrics.forget_ranks()
             free_shared_memory(nodes)
         if not ended:
             self._say("some processes of the last start do not end; they may hold memory and devices")
@@ -144,6 +160,7 @@ class _Supervisor:
         """After a fault: wait for the next start, or return the exit code to end with."""
         step = self._checkpoint_step()
         self._note("fault", cause=fault.cause, code=fault.code, checkpoint=step)
+        self._metrics.note_fault(fault.code)
         wait = budget.wait_seconds(fault, step)
         if wait is None:
             after = f" (given up after {budget.used} restarts without progress)" if budget.used else ""
@@ -153,6 +170,7 @@ class _Supervisor:
             number = f"restart {budget.used} of {self._patience.max_restarts}"
             self._say(f"{fault.cause}; {number} in {wait:.0f} s {self._from_where()}")
             self._note("restart", number=budget.used, wait_seconds=wait, checkpoint=step)
+            self._metrics.note_restart()
             if len(self._nodes.slots) == 1:  # what a rank wrote was not the end; other nodes would read it
                 with contextlib.suppress(OSError):
                     (self._run_dir / OUTCOME).unlink(missing_ok=True)

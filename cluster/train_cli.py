@@ -113,6 +113,7 @@ def pretrain(config: str, overrides: tuple[str, ...], or_resume: bool, dry_run: 
     `deepspeed --hostfile HOSTS --module frepa_dist.train --config FILE` trains too, without supervision.
     """
     from cluster.supervise import supervise
+    from cluster.supervisor_metrics import Exports
     from frepa_dist.config import RunConfig
     from frepa_dist.runs import CONFIG, check_unused, load_run_config
     from frepa_dist.train.checkpoint.copies import check_place_is_free
@@ -140,7 +141,7 @@ def pretrain(config: str, overrides: tuple[str, ...], or_resume: bool, dry_run: 
         if place is not None:
             check_place_is_free(place)
     open_snapshot(run.stream_config())
-    sys.exit(supervise(arguments, run.output, nodes, read_patience(options)))
+    sys.exit(supervise(arguments, run.output, nodes, read_patience(options), exports=Exports.of(run)))
 
 
 def restore_config(given: RunConfig, place: str) -> None:
@@ -220,9 +221,10 @@ def resume(run: Path, **options: Any) -> None:
     import torch
 
     from cluster.supervise import supervise
+    from cluster.supervisor_metrics import Exports
     from frepa_dist.runs import ENVIRONMENT, load_run_config
 
-    load_run_config(run)
+    exports = Exports.of(load_run_config(run))
     had = None
     if options["num_ranks"] is None and (run / ENVIRONMENT).is_file():
         had = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))["world_size"]
@@ -230,7 +232,8 @@ def resume(run: Path, **options: Any) -> None:
     nodes = read_nodes(options, had)
     if had is not None and len(nodes.slots) > 1 and nodes.world_size != had:
         nodes = read_nodes(options)  # it had `had` ranks over all nodes
-    sys.exit(supervise(["--resume", str(run), "--or-begin"], run, nodes, read_patience(options)))
+    arguments = ["--resume", str(run), "--or-begin"]
+    sys.exit(supervise(arguments, run, nodes, read_patience(options), exports=exports))
 
 
 @click.command()

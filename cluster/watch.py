@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -120,6 +121,13 @@ class Watch:
                 waited = now - trouble_since
                 if (all_ended and status is not None) or waited > self._patience.grace_seconds:
                     return self._fault(gone, status)
+
+    def describe(self) -> tuple[Counter[str], float]:
+        """Ranks by what they last said, and how long the most silent one has said nothing; for any thread."""
+        pulses = dict(self._pulses)
+        states: Counter[str] = Counter()
+        states.update(pulses[rank].state if rank in pulses else "starting" for rank in self._ranks)
+        return states, self._silence.longest(rank for rank in pulses if pulses[rank].is_over)[1]
 
     def _need_not_wait(self, asked_since: float | None) -> bool:
         """Whether ranks that are asked to stop have nothing to save, or have had their time to."""

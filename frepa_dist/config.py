@@ -33,6 +33,9 @@ OWNED_DEEPSPEED_KEYS = frozenset(
     }
 )
 
+# blocks of it that turn on DeepSpeed's monitors; no engine is told of them (frepa_dist.train.monitors)
+MONITOR_BLOCKS = ("tensorboard", "csv_monitor", "wandb", "comet")
+
 
 class DataConfig(AccessConfig):
     """Which samples are read, and how a training view is cut from each; see also `AccessConfig`.
@@ -142,7 +145,8 @@ class TrainConfig(Settings):
         guard: what is done about steps whose numbers cannot be right.
         log_keys: write the keys of the samples of every step to RUN/keys: what was used can be counted there.
         metrics: where ranks and supervisors serve live metrics to Prometheus.
-        deepspeed: more of DeepSpeed's configuration for the student's engine, passed through.
+        deepspeed: more of DeepSpeed's configuration for the student's engine, passed through. Its monitors
+            (`tensorboard`, `csv_monitor`, `wandb`, `comet`) get what metrics.jsonl gets.
     """
 
     global_batch_size: int = Field(256, ge=1)

@@ -14,6 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+DETAIL_CYCLES = 13.4  # per image side: where detail begins, as for the high-frequency tokens
 CACHED_FILTERS = 16  # sizes, devices and sets of cut-offs; five filters of 512 px take 2.6 MB
 
 
@@ -189,11 +190,33 @@ def high_band_share(images: Tensor, cutoff: float) -> Tensor:
     Returns:
         (...) in [0, 1]; 0 for an image without any variation.
     """
-    power = torch.fft.fft2(images).abs().square()
-    rho = radial_frequency(images.shape[-1], images.device)
+    size = check_images(images)
+    spectrum = torch.fft.rfft2(images)
+    power = spectrum.real.square() + spectrum.imag.square()
+    power = power * half_spectrum_counts(size, images.device, power.dtype)
+    rho = radial_frequency(size, images.device)[:, : size // 2 + 1]
     varying = power * (rho > 0)
     total = varying.sum(dim=(-2, -1))
     high = (varying * (rho >= cutoff)).sum(dim=(-2, -1))
     # rounding leaves some power in a flat image; less than this is far below one grey level of 255
     is_varying = total > torch.finfo(total.dtype).eps * power[..., 0, 0]
     return torch.where(is_varying, high / total.clamp_min(torch.finfo(total.dtype).tiny), 0.0)
+
+
+def detail_kept(restored: Tensor, images: Tensor, cutoff: float = DETAIL_CYCLES) -> Tensor:
+    """How much of the weight of detail a restoration keeps: its `high_band_share` over that of the image.
+
+    1 where as much of the variation is detail as in the image, wherever it lies; less where a restoration is
+    smoother, more where detail is made up. The spectrum is that of the grey image, the mean over channels.
+
+    Args:
+        restored: (B, C, S, S), floating point.
+        images: (B, C, S, S), what it is to be.
+        cutoff: in cycles per image side.
+
+    Returns:
+        (B,) float32; NaN for an image without any detail (take `nanmean`).
+    """
+    grey, original = restored.float().mean(dim=1), images.float().mean(dim=1)
+    has = high_band_share(original, cutoff)
+    return torch.where(has > 0, high_band_share(grey, cutoff) / has, torch.nan)

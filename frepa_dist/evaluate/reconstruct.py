@@ -28,13 +28,12 @@ from frepa_dist.methods.base import InputSettings, Preview
 from frepa_dist.methods.registry import METHODS
 from frepa_dist.normalization import min_max_scale
 from frepa_dist.runs import load_student
-from frepa_dist.spectrum import high_band_error, radial_frequency
+from frepa_dist.spectrum import DETAIL_CYCLES, high_band_error, radial_frequency
 from shards.read.draws import draw_key
 from shards.support.errors import DataError
 from shards.support.progress import Progress
 from shards.support.settings import Settings
 
-CUTOFF_CYCLES = 13.4  # per image side: where detail begins, as for the high-frequency tokens
 GREY_LEVEL = 1 / 255
 
 
@@ -57,7 +56,7 @@ class Errors(NamedTuple):
     power_kept: Tensor
 
 
-def compare(images: Tensor, preview: Preview, cutoff_cycles: float = CUTOFF_CYCLES) -> Errors:
+def compare(images: Tensor, preview: Preview, cutoff_cycles: float = DETAIL_CYCLES) -> Errors:
     """Compare predictions with images (B, 3, S, S) in [0, 1]."""
     hidden = preview.hidden.expand_as(images)
     num_hidden = hidden.sum(dim=(1, 2, 3))
@@ -103,7 +102,7 @@ class ReconstructionSettings(Settings):
 
     num: int = Field(ge=1)
     seed: int = Field(ge=0)
-    cutoff_cycles: float = Field(default=CUTOFF_CYCLES, gt=0)
+    cutoff_cycles: float = Field(default=DETAIL_CYCLES, gt=0)
     batch_size: int = Field(default=16, ge=1)
     patches: CorruptionConfig = CorruptionConfig(kinds={"random_patches": 1.0})
     low_frequencies: CorruptionConfig = CorruptionConfig(kinds={"high_pass": 1.0})

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from frepa_dist.config import RunConfig
 from frepa_dist.evaluate.plots import spectra_figure
-from frepa_dist.evaluate.reconstruct import CUTOFF_CYCLES, compare, scale_images
+from frepa_dist.evaluate.reconstruct import compare, scale_images
 from frepa_dist.evaluate.views import Grid, View, list_views, stack_images
 from frepa_dist.methods.base import Preview
 from frepa_dist.methods.registry import METHODS
 from frepa_dist.runs import build_student, load_student
-from frepa_dist.spectrum import radial_power_spectrum
+from frepa_dist.spectrum import DETAIL_CYCLES, radial_power_spectrum
 from shards.formats.common import Pixels
 from shards.read.draws import draw_key
 from shards.support.errors import DataError
@@ -128,7 +128,7 @@ def add_reconstructions(
         "From left to right: the original, what the student saw, its reconstruction before training "
         f"({words}) and after step {step}, and the power spectra of the original and of both. What is hidden "
         "is the same in every report of this run. Error: mean absolute error over the hidden pixels, of "
-        f"values in [0, 1]. Detail is what lies above {CUTOFF_CYCLES:g} cycles per image side: its error is "
+        f"values in [0, 1]. Detail is what lies above {DETAIL_CYCLES:g} cycles per image side: its error is "
         "0 where all of it is there and true, and 1 where none is there; its power is a share of the "
         "original's, above 100% where detail is made up."
     )

@@ -176,6 +176,7 @@ class ImageAdversary(Adversary):
             losses.weights["r1"] = self.config.r1
         accuracy = real_fake_accuracy(on_real, on_fake)
         self.guard.observe(accuracy, logits)
+        losses.metrics[f"{self.opponent}/accuracy"] = accuracy
         for name, side in (("real", on_real), ("fake", on_fake)):
             right = side.detach() > 0 if name == "real" else side.detach() < 0
             losses.metrics[f"{self.name}/accuracy_{name}"] = right.float().mean()
@@ -216,5 +217,5 @@ class EmbeddingAdversary(Adversary):
         return Losses(
             {"class": class_loss(logits, outputs["kinds"])},
             {"class": 1.0},
-            {f"{self.name}/accuracy": accuracy},
+            {f"{self.opponent}/accuracy": accuracy},
         )

@@ -34,11 +34,20 @@ Batch = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class StepInfo:
-    """Where training stands: `step` counts optimizer steps from 0 to `total_steps` - 1."""
+    """Where training stands.
+
+    Attributes:
+        step: optimizer steps so far, from 0 to `total_steps` - 1.
+        total_steps: of the run.
+        seed: of the run.
+        is_logged: whether a line is logged after this step: what is only measured, and takes time, may be
+            left out of other steps.
+    """
 
     step: int
     total_steps: int
     seed: int
+    is_logged: bool = False
 
 
 class Comm(Protocol):

@@ -45,7 +45,7 @@ from frepa_dist.methods.base import (
     SubmoduleSpec,
 )
 from frepa_dist.methods.mine_term import HmiConfig, MineTerm, ema_momentum
-from frepa_dist.methods.restoration import RestorationConfig, restoration_terms
+from frepa_dist.methods.restoration import RestorationConfig, detail_metrics, restoration_terms
 from frepa_dist.methods.terms import TermConfig, is_active, scheduled_weight
 from frepa_dist.methods.whole_image import (
     check_corruption,
@@ -234,6 +234,7 @@ class Frepa(Method):
             weights=weights,
             metrics=kind_shares(kinds, config.corruption, clean.device),
         )
+        losses.metrics |= detail_metrics(lambda: output.prediction, clean, info)
         if "consistency" in weights:
             losses.terms["consistency"] = consistency_loss(output.embedding)
         self._add_adversarial(losses, nets, output, clean, kinds, info)

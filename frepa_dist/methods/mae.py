@@ -25,6 +25,7 @@ from frepa_dist.methods.base import (
     StepInfo,
     SubmoduleSpec,
 )
+from frepa_dist.methods.restoration import detail_metrics
 from frepa_dist.models.backbones import Backbone
 from frepa_dist.models.mae_checkpoint import load_mae_checkpoint
 from frepa_dist.models.masked_backbone import (
@@ -34,7 +35,7 @@ from frepa_dist.models.masked_backbone import (
     load_backbone_weights,
 )
 from frepa_dist.models.masked_settings import ModelConfig
-from frepa_dist.models.patches import reconstruction_target
+from frepa_dist.models.patches import reconstruction_target, unpatchify
 from frepa_dist.models.response import InputChannelConfig
 from frepa_dist.models.vit_mae import (
     VIT_SIZES,
@@ -196,6 +197,34 @@ def denormalize_patches(pred: Tensor, patches: Tensor, norm_pix_loss: bool) -> T
     return pred * (variance + PATCH_VARIANCE_EPS).sqrt() + mean
 
 
+def predicted_images(output: MaeOutput, images: Tensor, config: ReconstructionConfig) -> Tensor:
+    """Put the predicted patches together, with mean and spread of the true ones where they are normalized.
+
+    Args:
+        output: of the network.
+        images: (B, 3, S, S), what it was run on.
+        config: the settings.
+
+    Returns:
+        (B, 3, S, S), as `images` are; predicted also where patches were visible.
+    """
+    size = config.model.patch_size
+    target = reconstruction_target(images, size, config.target_low_pass_cycles)
+    return unpatchify(denormalize_patches(output.pred, target, config.norm_pix_loss), size)
+
+
+def removed_pixels(output: MaeOutput, config: ReconstructionConfig) -> Tensor:
+    """Say which pixels were hidden from the network: (B, 1, S, S) bool."""
+    size = config.model.patch_size
+    return unpatchify(output.mask[:, :, None].expand(-1, -1, size * size), size) > 0
+
+
+@torch.no_grad()
+def restored_images(output: MaeOutput, images: Tensor, config: ReconstructionConfig) -> Tensor:
+    """What the network saw, and between it the patches that it predicted: (B, 3, S, S), as `images` are."""
+    return torch.where(removed_pixels(output, config), predicted_images(output, images, config), images)
+
+
 @torch.no_grad()
 def preview_masked(
     student: nn.Module, images: Tensor, config: ReconstructionConfig, draw_keys: Sequence[int]
@@ -212,10 +241,8 @@ def preview_masked(
     scale, shift = (images.new_tensor(values).view(-1, 1, 1) for values in (model.std, model.mean))
     normalized = (images - shift) / scale
     output = student(normalized, noise, config.mask_ratio)
-    target = reconstruction_target(normalized, model.patch_size, config.target_low_pass_cycles)
-    patches = denormalize_patches(output.pred, target, config.norm_pix_loss)
-    predicted = (student.unpatchify(patches) * scale + shift).clamp(0, 1)  # type: ignore[operator]
-    removed = student.unpatchify(output.mask[:, :, None].expand_as(patches))[:, :1] > 0  # type: ignore[operator]
+    predicted = (predicted_images(output, normalized, config) * scale + shift).clamp(0, 1)
+    removed = removed_pixels(output, config)
     return [
         Preview(
             name=f"{config.mask_ratio:.0%} of {model.patch_size}-pixel patches hidden",
@@ -264,4 +291,8 @@ class Mae(Method):
         """See `Method`."""
         images = normalize_images(batch, self.config.model)
         output = reconstruct(nets["student"], images, batch, self.config)
-        return Losses(terms={"rec": output.loss}, weights={"rec": 1.0})
+        return Losses(
+            terms={"rec": output.loss},
+            weights={"rec": 1.0},
+            metrics=detail_metrics(lambda: restored_images(output, images, self.config), images, info),
+        )

@@ -29,6 +29,7 @@ from frepa_dist.methods.base import (
     StepInfo,
     SubmoduleSpec,
 )
+from frepa_dist.methods.restoration import detail_metrics
 from frepa_dist.methods.whole_image import (
     check_corruption,
     clean_images,
@@ -150,5 +151,8 @@ class Mfm(Method):
         return Losses(
             terms={"frequency": masked_frequency_loss(output.prediction, clean, hidden, config.gamma)},
             weights={"frequency": 1.0},
-            metrics=kind_shares(corrupted.kind, config.corruption, clean.device),
+            metrics={
+                **kind_shares(corrupted.kind, config.corruption, clean.device),
+                **detail_metrics(lambda: output.prediction, clean, info),
+            },
         )

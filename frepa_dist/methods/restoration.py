@@ -5,7 +5,7 @@ Shapes: B micro-batch, S image side.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -18,8 +18,9 @@ from frepa_dist.losses import (
     hierarchical_frequency_loss,
     rmse,
 )
-from frepa_dist.methods.base import MethodSettings
+from frepa_dist.methods.base import MethodSettings, StepInfo
 from frepa_dist.methods.terms import TermConfig
+from frepa_dist.spectrum import detail_kept
 
 
 class RmseConfig(TermConfig):
@@ -92,3 +93,18 @@ def restoration_terms(
     if config.focal is not None and "focal" in names:
         terms["focal"] = focal_frequency_loss(prediction, clean, config.focal.alpha)
     return terms
+
+
+def detail_metrics(restore: Callable[[], Tensor], clean: Tensor, info: StepInfo) -> dict[str, Tensor]:
+    """Measure `hf_share` in logged steps: the mean over images of `spectrum.detail_kept`.
+
+    Images without detail are left out.
+
+    Args:
+        restore: gives what was restored, (B, 3, S, S); not called in other steps.
+        clean: what it is to be.
+        info: where training stands.
+    """
+    if not info.is_logged:
+        return {}
+    return {"hf_share": detail_kept(restore().detach(), clean).nanmean()}

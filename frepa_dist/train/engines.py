@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from frepa_dist.config import TrainConfig
+from frepa_dist.config import MONITOR_BLOCKS, TrainConfig
 from frepa_dist.models.cost import (
     BUCKET_ELEMENTS,
     LIVE_ELEMENTS,
@@ -180,7 +180,7 @@ def student_settings(config: TrainConfig) -> EngineSettings:
         clipping=config.gradient_clipping,
         zero_stage=config.zero_stage,
         bf16=config.precision == "bf16",
-        more=config.deepspeed,
+        more={key: value for key, value in config.deepspeed.items() if key not in MONITOR_BLOCKS},
         offload_optimizer=config.offload_optimizer,
     )
 

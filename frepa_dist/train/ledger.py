@@ -50,7 +50,7 @@ class Ledger:
         losses: of the latest steps that were applied.
         is_broken: whether weights are not finite: no good batch would mend them.
         returns: how often the run went back since it last made a checkpoint.
-        counts: what happened since `take_counts`.
+        counts: what happened since this process began.
     """
 
     def __init__(self, config: GuardConfig) -> None:
@@ -61,6 +61,7 @@ class Ledger:
         self.is_broken = False
         self.returns = 0
         self.counts: Counter[str] = Counter()
+        self._told: Counter[str] = Counter()
 
     @property
     def limit(self) -> float:
@@ -96,8 +97,8 @@ class Ledger:
         self.passed |= passed_before | set(bad)
         self.returns, self.is_broken = returns_before + 1, False
         self.streak.clear()
-        self.counts.clear()
-        self.counts["returns"] = 1
+        self._told = self.counts.copy()  # of steps that are undone
+        self.counts["returns"] += 1
 
     def saved(self) -> None:
         """Note that there is a new checkpoint."""
@@ -105,8 +106,8 @@ class Ledger:
 
     def take_counts(self) -> dict[str, float]:
         """What happened since the last call, as metrics."""
-        counts = {f"guard/{name}": float(self.counts[name]) for name in COUNTED}
-        self.counts.clear()
+        counts = {f"guard/{name}": float(self.counts[name] - self._told[name]) for name in COUNTED}
+        self._told = self.counts.copy()
         return counts
 
     def state_dict(self) -> dict[str, Any]:

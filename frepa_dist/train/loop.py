@@ -18,6 +18,8 @@ from frepa_dist.train.checkpoint import Checkpoints, load_checkpoint, newest_goo
 from frepa_dist.train.engines import World
 from frepa_dist.train.guards import Reading
 from frepa_dist.train.ledger import Ledger, Watch
+from frepa_dist.train.live import LiveMetrics
+from frepa_dist.train.monitors import Monitors
 from frepa_dist.train.records import Averages, PhaseTimer, append_event, append_line, truncate_metrics
 from frepa_dist.train.schedule import learning_rate, opponent_learning_rate
 from frepa_dist.train.step import Batch, Stepper
@@ -49,7 +51,8 @@ class Trainer:
         telemetry: Telemetry,
         control: Control | None = None,
     ) -> None:
-        self.config, self.run_dir, self.world, self.telemetry = config, run_dir, world, telemetry
+        self.config, self.run_dir, self.world = config, run_dir, world
+        self.live = LiveMetrics(telemetry, world, config.data)
         self.control = control or Control()
         train = config.train
         accumulation = check_batch_sizes(train.global_batch_size, world.size, train.micro_batch_size)
@@ -61,7 +64,7 @@ class Trainer:
         self.submodules = Submodules(self.method, train, accumulation, world)
         self.total_steps = train.steps or self._steps_of(train.epochs or 0)
         self.step = self.epoch = self.batches_applied = 0
-        self.timer, self.averages = PhaseTimer(), Averages()
+        self.timer, self.averages = PhaseTimer(self.live.spend), Averages()
         skip = train.guard.skip_spikes
         self.stepper = Stepper(self.method, self.submodules, world, self.timer, self.averages, skip)
         self.ledger, self.watch = Ledger(train.guard), Watch(run_dir, world, train.log_keys)
@@ -69,8 +72,10 @@ class Trainer:
         self._logged_at, self._logged_step = time.perf_counter(), 0
         self._last_record: dict[str, Any] = {}
         self.checkpoints = Checkpoints(
-            config, run_dir, self.submodules, world, snapshot=self.stream.snapshot.hash
+            config, run_dir, self.submodules, world, self.stream.snapshot.hash, self.live.end_checkpoint
         )
+        self.live.begin(self.step, self.total_steps)
+        self.monitors = Monitors(train.deepspeed if world.is_main else {}, run_dir)
 
     def _steps_of(self, epochs: int) -> int:
         return sum(self.stream.num_batches(epoch) for epoch in range(epochs))
@@ -80,6 +85,7 @@ class Trainer:
         self.watch.truncate_keys(0)
         if self.world.is_main:
             truncate_metrics(self.run_dir, 0)
+            self.monitors.go_back(0)
 
     def resume(self, checkpoint: Path) -> None:
         """Go back to a checkpoint: weights, optimizers, schedules, random state, place in the data."""
@@ -93,7 +99,9 @@ class Trainer:
         self._logged_step = self.step
         if self.world.is_main:
             truncate_metrics(self.run_dir, self.step)
+            self.monitors.go_back(self.step)
         self.checkpoints.copy()
+        self.live.begin(self.step, self.total_steps, checkpoint)
 
     def run(self) -> None:
         """Train to the end of the schedule, or until asked to stop; all ranks must call it.
@@ -120,6 +128,7 @@ class Trainer:
         train = self.config.train
         batches = iter(self.stream.batches(self.epoch, self.batches_applied))
         while self.step < self.total_steps:
+            began = time.perf_counter()
             with self.timer.phase("data"):
                 micro_batches = next(batches, None)
                 if micro_batches is None:
@@ -131,7 +140,7 @@ class Trainer:
                 progress.update(-self._go_back())
                 return False
             note = ""
-            if self.step % train.log_every == 0 or self.step == self.total_steps:
+            if self._is_logged(self.step):
                 note = self._log()
             self._checkpoint_is_due |= self.step % train.checkpoint_every == 0
             # what comes before steps that are skipped may be why they are: such a state is not kept as good
@@ -141,6 +150,7 @@ class Trainer:
             if is_due or stop or self.step == self.total_steps:
                 with self.timer.phase("checkpoint"):
                     self.save()
+            self.live.end_step(self.step, self.epoch, time.perf_counter() - began)
             progress.update(note=note)
             if stop:
                 return False
@@ -151,11 +161,14 @@ class Trainer:
         place, limit = (self.epoch, self.batches_applied), self.ledger.limit
         reading: Reading | None = None
         if place not in self.ledger.passed:
-            info = StepInfo(self.step, self.total_steps, self.config.train.seed)
+            is_logged = self._is_logged(self.step + 1)
+            info = StepInfo(self.step, self.total_steps, self.config.train.seed, is_logged)
             reading = self.stepper.run(micro_batches, info, limit)
         self.step, self.batches_applied = self.step + 1, self.batches_applied + 1
         self.ledger.account(place, reading)
         keys = [key for batch in micro_batches for key in batch["key"]]
+        was_used = reading is not None and not reading.was_skipped
+        self.live.train(len(keys) if was_used else 0, self.ledger.counts)
         self.watch.note_step(self.step, place, reading, keys, limit)
 
     def _go_back(self) -> int:
@@ -187,6 +200,7 @@ class Trainer:
         self.resume(found)
         self.ledger.went_back(bad, passed, returns)
         self.watch.went_back(left, self.step, bad)
+        self.live.train(0, self.ledger.counts)
         self._checkpoint_is_due = False
         self._logged_at = time.perf_counter()
         return left - self.step
@@ -195,6 +209,7 @@ class Trainer:
         """Move a micro-batch to where this rank computes; samples that were skipped are written down."""
         for skipped in batch["skipped"]:
             append_event(self.run_dir, "sample_skipped", step=self.step, **skipped)
+        self.live.load(batch)
         if self.config.data.bad_samples == "skip":
             share = len(batch["skipped"]) / len(batch["key"])
             self.averages.add({"data/skipped": torch.full((), share, device=self.world.device)})
@@ -202,6 +217,10 @@ class Trainer:
             name: value.to(self.world.device, non_blocking=True) if isinstance(value, Tensor) else value
             for name, value in batch.items()
         }
+
+    def _is_logged(self, step: int) -> bool:
+        """Whether a line is logged after a step."""
+        return step % self.config.train.log_every == 0 or step == self.total_steps
 
     def _log(self) -> str:
         """Read the means, write a line, and return a few words for the progress bar."""
@@ -235,6 +254,8 @@ class Trainer:
         self._last_record = record
         if self.world.is_main:
             append_line(self.run_dir / METRICS, record)
+            self.monitors.write(record)
+        self.live.log(record)
         return f"loss {record.get('loss', math.nan):.4f}, {record['samples_per_second']:.1f} images/s"
 
     def save(self) -> None:

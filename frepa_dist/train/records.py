@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -36,17 +36,24 @@ class PhaseTimer:
 
     On an accelerator a phase counts the time the host needs to submit it; the waiting shows in the phase
     that first needs a result.
+
+    Args:
+        heard: is told of each block: its phase and its seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, heard: Callable[[str, float], None] | None = None) -> None:
         self._seconds: dict[str, float] = defaultdict(float)
+        self._heard = heard
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the block as part of `name`."""
         start = time.perf_counter()
         yield
-        self._seconds[name] += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self._seconds[name] += seconds
+        if self._heard is not None:
+            self._heard(name, seconds)
 
     def take(self) -> dict[str, float]:
         """Seconds by phase since the last call."""

@@ -94,8 +94,8 @@ class MicroBatch(TypedDict):
     num_bytes: int
     """Bytes read from shards."""
     cache_requests: CacheRequests
-    """What the process that made this asked of the cache since it made the one before: the way to samples, and
-    nothing of them."""
+    """What the process that made this asked of the cache since it made the one before. It tells of the way to
+    samples, and nothing of them."""
 
 
 class Request(NamedTuple):

@@ -123,6 +123,8 @@ def act(rank: int, numbers: str, words: str, run: Path) -> int:
             if rank == 0:
                 (run / "outcome.json").write_text(json.dumps({"outcome": "requeue", "step": step}))
             return 75
+        elif word == "pause":
+            time.sleep(0.4)
         elif word == "wait":  # for nothing that comes
             time.sleep(1000)
         elif word == "done":

@@ -16,7 +16,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -49,13 +49,20 @@ class Checkpoints:
         submodules: the networks.
         world: this rank among the others.
         snapshot: hash of the dataset's snapshot.
+        heard: is told, by another thread, of each checkpoint that was written or could not be.
 
     Attributes:
         waited_seconds: how long training waited for checkpoints so far.
     """
 
     def __init__(
-        self, config: RunConfig, run_dir: Path, submodules: Submodules, world: World, snapshot: str
+        self,
+        config: RunConfig,
+        run_dir: Path,
+        submodules: Submodules,
+        world: World,
+        snapshot: str,
+        heard: Callable[[Job], None] | None = None,
     ) -> None:
         train = config.train
         self._run_dir, self._submodules, self._world = run_dir, submodules, world
@@ -72,7 +79,7 @@ class Checkpoints:
         assert isinstance(group, dist.ProcessGroup)  # this rank is in it
         place = train.checkpoint_copy
         self._copies = Copies(place, run_dir, self.retention) if place is not None and world.is_main else None
-        self._writer = Writer(run_dir, world, group, submodules.student, self.retention, self._copies)
+        self._writer = Writer(run_dir, world, group, submodules.student, self.retention, self._copies, heard)
         self._buffer: Tensor | None = None
         self._job: Job | None = None
         self._thread: Thread | None = None

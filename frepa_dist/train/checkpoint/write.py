@@ -77,6 +77,7 @@ class Writer:
         student: whose weights are written once more, whole.
         retention: which checkpoints stay when one has come.
         copies: where a second copy goes; None: nowhere.
+        heard: is told, by the thread, of each checkpoint that was written or could not be.
     """
 
     def __init__(
@@ -87,8 +88,9 @@ class Writer:
         student: EngineSubmodule,
         retention: Retention,
         copies: Copies | None = None,
+        heard: Callable[[Job], None] | None = None,
     ) -> None:
-        self._copies = copies
+        self._copies, self._heard = copies, heard
         self._run_dir, self._world, self._group, self._retention = run_dir, world, group, retention
         self._shapes, self._fixed = engine_parts(student).shapes(), student.fixed
 
@@ -98,6 +100,8 @@ class Writer:
             if self._world.device.type == "cuda":  # a new thread is on the first
                 torch.cuda.set_device(self._world.device)
             job.report = self._write(job)
+            if self._heard is not None:
+                self._heard(job)
         except BaseException as error:  # raised again where training waits for it
             job.crash = error
 

@@ -261,7 +261,7 @@ def test_discriminators_learn_what_they_are_asked():
             (last if number else first)[name] = asked
             nets[name].after_step()
         assert last[name].total.item() < 0.7 * first[name].total.item()
-    accuracy = last["embedding_discriminator"].metrics["adversarial_embedding/accuracy"]
+    accuracy = last["embedding_discriminator"].metrics["embedding_discriminator/accuracy"]
     assert float(accuracy) > 0.9
     for side in ("real", "fake"):
         assert float(last["image_discriminator"].metrics[f"adversarial_image/accuracy_{side}"]) > 0.7

@@ -30,44 +30,20 @@ from frepa_dist.train.checkpoint.files import TensorReader
 from frepa_dist.train.checkpoint.pieces import engine_parts
 from frepa_dist.train.engines import World, process_group
 from frepa_dist.train.loop import Trainer
-from shards.dataset import load_snapshot
 from shards.support.errors import DataError, DivergedError, EnvironmentFault
-from shards.support.settings import load_settings
-from shards.support.telemetry import Telemetry
 from tests.frepa_dist.train.adversarial_method import Pair, PairConfig
+from tests.frepa_dist.train.small_runs import create_trainer, make_config, with_train
 
 STEPS = 6
 STAGES = (0, 1, 2, 3)
 
 
-def make_config(dataset: Path, output: Path, **changes: Any) -> RunConfig:
+def make_run(dataset: Path, output: Path, **changes: Any) -> RunConfig:
     """A small RetMAE; changes are of `train`."""
-    train = {
-        "global_batch_size": 4,
-        "micro_batch_size": 1,
-        "steps": STEPS,
-        "precision": "fp32",
-        "zero_stage": 2,
-        "log_every": 1,
-        "checkpoint_every": 2,
-        "base_learning_rate": 0.1,
-        **changes,
-    }
-    stage = train.pop("zero_stage")
-    chosen = {
-        "output": output,
-        "data.root": dataset,
-        "data.snapshot": load_snapshot(dataset).hash,
-        "method.model.image_size": 64,
-        "method.hmi.warmup_fraction": 0.0,
-        **{f"train.{key}": value for key, value in train.items()},
-    }
-    config = load_settings(RunConfig, "demo/retmae", [f"{key}={value}" for key, value in chosen.items()])
-    return with_stage(config, stage)
-
-
-def with_stage(config: RunConfig, stage: int) -> RunConfig:
-    return config.model_copy(update={"train": config.train.model_copy(update={"zero_stage": stage})})
+    model = {"size": "tiny", "image_size": 64}
+    method = {"name": "retmae", "model": model, "hmi": {"warmup_fraction": 0.0}}
+    train = {"steps": STEPS, "precision": "fp32", "base_learning_rate": 0.1, **changes}
+    return make_config(dataset, output, method, **train)
 
 
 def pair(config: RunConfig) -> RunConfig:
@@ -83,18 +59,17 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 class Cases:
     """What is tried; all ranks do the same."""
 
-    def __init__(self, dataset: Path, folder: Path, world: World, telemetry: Telemetry) -> None:
-        self.dataset, self.folder, self.world, self.telemetry = dataset, folder, world, telemetry
+    def __init__(self, dataset: Path, folder: Path, world: World) -> None:
+        self.dataset, self.folder, self.world = dataset, folder, world
         self.result: dict[str, Any] = {}
 
     def trainer(self, config: RunConfig) -> Trainer:
-        config.output.mkdir(exist_ok=True)
-        return Trainer(config, config.output, self.world, self.telemetry)
+        return create_trainer(config, self.world)
 
     def whole_run(self) -> None:
         """An uninterrupted run, of which `moved` is a copy as it was after step 2."""
         run = self.folder / "whole"
-        self.trainer(make_config(self.dataset, run, keep_checkpoints=9)).run()
+        self.trainer(make_run(self.dataset, run, keep_checkpoints=9)).run()
         dist.barrier()
         if self.world.is_main:
             moved = self.folder / "moved"
@@ -104,12 +79,12 @@ class Cases:
     def other_stages(self) -> None:
         """Restored in any stage and saved at once, a checkpoint holds the same numbers."""
         for precision in ("fp32", "bf16"):
-            config = pair(make_config(self.dataset, self.folder / f"pair-{precision}", precision=precision))
+            config = pair(make_run(self.dataset, self.folder / f"pair-{precision}", precision=precision))
             self.trainer(config).run()
             source = find_checkpoint(config.output)
             expected = tensors(source)
             for stage in STAGES:
-                again = with_stage(config, stage)
+                again = with_train(config, zero_stage=stage)
                 trainer = self.trainer(again)
                 trainer.resume(source)
                 trainer.save()
@@ -146,7 +121,7 @@ class Cases:
 
     def full_disk(self) -> None:
         """Rank 1's disk fills up for a while, and then for good."""
-        config = make_config(self.dataset, self.folder / "full", checkpoint_every=1, checkpoint_failures=3)
+        config = make_run(self.dataset, self.folder / "full", checkpoint_every=1, checkpoint_failures=3)
         trainer = self.trainer(config)
         whole = write.write_bytes
         failing: set[int] = {3, 4}
@@ -171,7 +146,7 @@ class Cases:
             self.result["disk at the end"] = self.caught(EnvironmentFault, trainer.checkpoints.finish)
 
     def not_finite(self) -> None:
-        config = make_config(self.dataset, self.folder / "nan", steps=2)
+        config = make_run(self.dataset, self.folder / "nan", steps=2)
         trainer = self.trainer(config)
         trainer.run()
         for hold in engine_parts(trainer.submodules.student).holds[:1]:
@@ -206,7 +181,7 @@ class Cases:
     def other_model(self) -> None:
         """A checkpoint of a smaller network is refused by all."""
         source = find_checkpoint(self.folder / "pair-fp32")
-        config = make_config(self.dataset, self.folder / "whole")
+        config = make_run(self.dataset, self.folder / "whole")
         trainer = self.trainer(config)
         from frepa_dist.train.checkpoint.pieces import restore_submodules
 
@@ -217,7 +192,7 @@ class Cases:
 
     def waiting(self) -> None:
         """How long training waits while each write takes a second more."""
-        config = make_config(self.dataset, self.folder / "slow", checkpoint_every=1, steps=2)
+        config = make_run(self.dataset, self.folder / "slow", checkpoint_every=1, steps=2)
         trainer = self.trainer(config)
         whole = write.write_bytes
 
@@ -241,12 +216,12 @@ class Cases:
         self.result["critic"] = names
 
 
-def go_on(dataset: Path, folder: Path, world: World, telemetry: Telemetry) -> None:
+def go_on(dataset: Path, folder: Path, world: World) -> None:
     """Go on with a run on as many ranks as there are now, and stop after the step in FOLDER/until."""
     until = int((folder / "until").read_text())
-    config = make_config(dataset, folder / "moved", keep_checkpoints=9)
-    config = with_stage(config, 0 if world.size == 1 else 3)
-    trainer = Trainer(config, config.output, world, telemetry)
+    stage = 0 if world.size == 1 else 3
+    config = make_run(dataset, folder / "moved", keep_checkpoints=9, zero_stage=stage)
+    trainer = create_trainer(config, world)
     found = newest_intact(config.output)
     assert found is not None
     trainer.resume(found)
@@ -265,12 +240,12 @@ def go_on(dataset: Path, folder: Path, world: World, telemetry: Telemetry) -> No
 
 def main(case: str, dataset: Path, folder: Path) -> None:
     METHODS["pair"] = Pair
-    with process_group() as world, Telemetry.serve(None) as telemetry:
+    with process_group() as world:
         torch.set_num_threads(1)
         if case == "go-on":
-            go_on(dataset, folder, world, telemetry)
+            go_on(dataset, folder, world)
             return
-        cases = Cases(dataset, folder, world, telemetry)
+        cases = Cases(dataset, folder, world)
         cases.whole_run()
         cases.other_stages()
         cases.other_model()

@@ -26,14 +26,12 @@ os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
 import numpy as np
 import torch
 
-from frepa_dist.config import GuardConfig, RunConfig
+from frepa_dist.config import RunConfig
 from frepa_dist.methods.registry import METHODS
 from frepa_dist.train.engines import World, process_group
-from frepa_dist.train.loop import Trainer
-from shards.dataset import load_snapshot
 from shards.support.errors import DivergedError
-from shards.support.telemetry import Telemetry
 from tests.frepa_dist.train.faulty_method import FAULTS, Faulty, FaultyConfig
+from tests.frepa_dist.train.small_runs import create_trainer, make_config, with_train
 
 STEPS, LAST_GOOD, PATIENCE = 10, 4, 2
 BATCHES_PER_EPOCH = 3  # of 2 samples: the dataset has 7
@@ -44,24 +42,16 @@ def place_of(step: int) -> tuple[int, int]:
     return divmod(step - 1, BATCHES_PER_EPOCH)
 
 
-def make_config(dataset: Path, output: Path) -> RunConfig:
+def make_run(dataset: Path, output: Path) -> RunConfig:
     train = {
         "global_batch_size": 2,
-        "micro_batch_size": 1,
         "steps": STEPS,
-        "precision": "bf16",
-        "zero_stage": 2,
         "base_learning_rate": 0.5,
-        "log_every": 1,
         "checkpoint_every": LAST_GOOD,
         "log_keys": True,
         "guard": {"patience": PATIENCE, "most_returns": 1},
     }
-    data = {"root": str(dataset), "snapshot": load_snapshot(dataset).hash, "num_workers": 0}
-    config = RunConfig.model_validate(
-        {"output": str(output), "method": {"name": "mae"}, "data": data, "train": train}
-    )
-    return config.model_copy(update={"method": FaultyConfig()})
+    return make_config(dataset, output, FaultyConfig(), **train)
 
 
 def run(
@@ -83,28 +73,26 @@ def run(
         passed: steps whose batches are passed over from the start.
         faulty_rank: where it breaks.
     """
-    config.output.mkdir(exist_ok=True)
-    with Telemetry.serve(None) as telemetry:
-        trainer = Trainer(config, config.output, world, telemetry)
-        method = trainer.method
-        assert isinstance(method, Faulty)
-        method.rank, method.faulty_rank = world.rank, faulty_rank
-        method.faults = {step - 1: fault for step, fault in faults.items()}
-        trainer.ledger.passed |= {place_of(step) for step in passed}
-        if config.train.guard.skip_spikes:
-            trainer.ledger.losses.extend([1.0, 1.1] * 10)  # as if it had run for longer
-        go_back = trainer._go_back
+    trainer = create_trainer(config, world)
+    method = trainer.method
+    assert isinstance(method, Faulty)
+    method.rank, method.faulty_rank = world.rank, faulty_rank
+    method.faults = {step - 1: fault for step, fault in faults.items()}
+    trainer.ledger.passed |= {place_of(step) for step in passed}
+    if config.train.guard.skip_spikes:
+        trainer.ledger.losses.extend([1.0, 1.1] * 10)  # as if it had run for longer
+    go_back = trainer._go_back
 
-        def going_back() -> int:
-            if once:
-                method.faults = {}
-            return go_back()
+    def going_back() -> int:
+        if once:
+            method.faults = {}
+        return go_back()
 
-        trainer._go_back = going_back  # type: ignore[method-assign]
-        try:
-            trainer.run()
-        except DivergedError as error:
-            (config.output / f"error-{world.rank}.txt").write_text(str(error))
+    trainer._go_back = going_back  # type: ignore[method-assign]
+    try:
+        trainer.run()
+    except DivergedError as error:
+        (config.output / f"error-{world.rank}.txt").write_text(str(error))
 
 
 def run_all(dataset: Path, folder: Path, world: World) -> None:
@@ -112,7 +100,7 @@ def run_all(dataset: Path, folder: Path, world: World) -> None:
     always = dict.fromkeys(range(1, STEPS + 1), "critic_weight")
 
     def config(name: str) -> RunConfig:
-        return make_config(dataset, folder / name)
+        return make_run(dataset, folder / name)
 
     run(config("transient"), world, faults={3: "student_gradient"})
     run(config("without"), world, passed=[3])
@@ -122,9 +110,7 @@ def run_all(dataset: Path, folder: Path, world: World) -> None:
     run(config("late"), world, faults={8: "critic_late"})
     late = {step: fault for step, fault in always.items() if step >= 6}
     run(config("hopeless"), world, faults=late, once=False)
-    spiking = config("spiking")
-    train = spiking.train.model_copy(update={"guard": GuardConfig(skip_spikes=True)})
-    run(spiking.model_copy(update={"train": train}), world, faults={5: "spike"})
+    run(with_train(config("spiking"), guard={"skip_spikes": True}), world, faults={5: "spike"})
     run(config("never"), world, faults={2: "critic_weight"}, once=False)
 
 
@@ -141,9 +127,8 @@ def run_at_random(dataset: Path, folder: Path, world: World, repeats: range) -> 
         changes = {"zero_stage": repeat % 4, "precision": ("fp32", "bf16")[repeat // 4 % 2]}
         rank = int(draws.integers(world.size))
         for name, own in (("faulty", {"faults": faults}), ("without", {"passed": steps})):
-            config = make_config(dataset, folder / f"{name}-{repeat}")
-            train = config.train.model_copy(update={**changes, "guard": GuardConfig()})
-            run(config.model_copy(update={"train": train}), world, faulty_rank=rank, **own)
+            config = with_train(make_run(dataset, folder / f"{name}-{repeat}"), **changes, guard={})
+            run(config, world, faulty_rank=rank, **own)
 
 
 def main(dataset: Path, repeats: range, folder: Path) -> None:

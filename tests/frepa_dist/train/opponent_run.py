@@ -14,56 +14,27 @@ os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
 
 import torch
 
-from frepa_dist.config import RunConfig
 from frepa_dist.methods.registry import METHODS
 from frepa_dist.runs import find_checkpoint
-from frepa_dist.train.engines import World, process_group
-from frepa_dist.train.loop import Trainer
-from shards.dataset import load_snapshot
-from shards.support.telemetry import Telemetry
+from frepa_dist.train.engines import process_group
 from tests.frepa_dist.train.adversarial_method import Pair, PairConfig
-
-STEPS = 4
-
-
-def make_config(dataset: Path, output: Path, **changes: object) -> RunConfig:
-    train = {
-        "global_batch_size": 4,
-        "micro_batch_size": 1,
-        "steps": STEPS,
-        "precision": "bf16",
-        "zero_stage": 2,
-        "opponent": {"zero_stage": 1},
-        "log_every": 1,
-        "checkpoint_every": 2,
-        **changes,
-    }
-    data = {"root": str(dataset), "snapshot": load_snapshot(dataset).hash, "num_workers": 0}
-    config = RunConfig.model_validate(
-        {"output": str(output), "method": {"name": "mae"}, "data": data, "train": train}
-    )
-    return config.model_copy(update={"method": PairConfig(rests_before=1)})
-
-
-def create_trainer(config: RunConfig, world: World, telemetry: Telemetry) -> Trainer:
-    config.output.mkdir(exist_ok=True)
-    return Trainer(config, config.output, world, telemetry)
+from tests.frepa_dist.train.small_runs import create_trainer, make_config, with_train
 
 
 def main(dataset: Path, folder: Path) -> None:
     METHODS["pair"] = Pair
-    with process_group() as world, Telemetry.serve(None) as telemetry:
+    whole = make_config(dataset, folder / "whole", PairConfig(rests_before=1), opponent={"zero_stage": 1})
+    with process_group() as world:
         torch.set_num_threads(1)
-        create_trainer(make_config(dataset, folder / "whole"), world, telemetry).run()
-        config = make_config(dataset, folder / "interrupted")
-        create_trainer(config, world, telemetry).run()
-        trainer = create_trainer(config, world, telemetry)
+        create_trainer(whole, world).run()
+        config = whole.model_copy(update={"output": folder / "interrupted"})
+        create_trainer(config, world).run()
+        trainer = create_trainer(config, world)
         trainer.resume(find_checkpoint(config.output, 2))
         trainer.run()
-        changes = {"compile": True, "precision": "fp32", "steps": 2}
-        create_trainer(make_config(dataset, folder / "compiled", **changes), world, telemetry).run()
-        changes["compile"] = False
-        create_trainer(make_config(dataset, folder / "eager", **changes), world, telemetry).run()
+        for name, is_compiled in (("compiled", True), ("eager", False)):
+            short = with_train(whole, compile=is_compiled, precision="fp32", steps=2)
+            create_trainer(short.model_copy(update={"output": folder / name}), world).run()
 
 
 if __name__ == "__main__":

@@ -23,16 +23,13 @@ from frepa_dist.config import RunConfig
 from frepa_dist.methods.registry import METHODS
 from frepa_dist.runs import find_checkpoint
 from frepa_dist.train import engines
-from frepa_dist.train.engines import World, process_group
+from frepa_dist.train.engines import process_group
 from frepa_dist.train.loop import Trainer
-from shards.dataset import load_snapshot
-from shards.support.telemetry import Telemetry
 from tests.frepa_dist.methods.steps import make_batch
+from tests.frepa_dist.train.small_runs import create_trainer, make_config
 
-STEPS = 4
 
-
-def make_config(dataset: Path, folder: Path, name: str) -> RunConfig:
+def make_run(dataset: Path, folder: Path, name: str) -> RunConfig:
     aux = {"model": "test_vit", "weights": str(folder / "aux.safetensors"), "hidden": 16}
     method = {
         "name": "retmae",
@@ -40,25 +37,8 @@ def make_config(dataset: Path, folder: Path, name: str) -> RunConfig:
         "hmi": {"warmup_fraction": 0.0, "ramp_fraction": 0.0, "hidden": 16, "ema_momentum": 0.5},
         "aux": aux,
     }
-    train = {
-        "global_batch_size": 4,
-        "micro_batch_size": 1,
-        "steps": STEPS,
-        "precision": "bf16",
-        "zero_stage": 3,
-        "base_learning_rate": 0.064,
-        "warmup_fraction": 0.0,
-        "log_every": 1,
-        "checkpoint_every": 2,
-    }
-    data = {"root": str(dataset), "snapshot": load_snapshot(dataset).hash, "num_workers": 0}
-    settings = {"output": str(folder / name), "method": method, "data": data, "train": train}
-    return RunConfig.model_validate(settings)
-
-
-def create_trainer(config: RunConfig, world: World, telemetry: Telemetry) -> Trainer:
-    config.output.mkdir(exist_ok=True)
-    return Trainer(config, config.output, world, telemetry)
+    train = {"zero_stage": 3, "base_learning_rate": 0.064, "warmup_fraction": 0.0}
+    return make_config(dataset, folder / name, method, **train)
 
 
 def compare_export(trainer: Trainer, config: RunConfig) -> dict[str, float]:
@@ -84,14 +64,14 @@ def compare_export(trainer: Trainer, config: RunConfig) -> dict[str, float]:
 def main(dataset: Path, folder: Path) -> None:
     engines.PERSISTENT_ELEMENTS = 1000  # so that weights come and go in small networks too
     engines.LIVE_ELEMENTS = engines.PREFETCH_ELEMENTS = 20_000
-    with process_group() as world, Telemetry.serve(None) as telemetry:
+    with process_group() as world:
         torch.set_num_threads(1)
-        whole = create_trainer(make_config(dataset, folder, "whole"), world, telemetry)
+        whole = create_trainer(make_run(dataset, folder, "whole"), world)
         whole.run()
         comparison = compare_export(whole, whole.config)
         if world.is_main:
             (folder / "export.json").write_text(json.dumps(comparison))
-        trainer = create_trainer(make_config(dataset, folder, "resumed"), world, telemetry)
+        trainer = create_trainer(make_run(dataset, folder, "resumed"), world)
         trainer.resume(find_checkpoint(whole.config.output, 2))
         trainer.run()
 

@@ -158,18 +158,16 @@ from frepa_dist.methods.registry import METHODS
 from frepa_dist.runs import list_checkpoints
 from frepa_dist.train.checkpoint import is_intact, newest_intact
 from frepa_dist.train.engines import process_group
-from frepa_dist.train.loop import Trainer
 from shards.support.errors import EnvironmentFault
-from shards.support.telemetry import Telemetry
 from tests.frepa_dist.train.adversarial_method import Pair
-from tests.frepa_dist.train.checkpoint_run import make_config, pair
+from tests.frepa_dist.train.checkpoint_run import make_run, pair
+from tests.frepa_dist.train.small_runs import create_trainer
 
 METHODS["pair"] = Pair
 disk, dataset = map(Path, sys.argv[1:])
-config = pair(make_config(dataset, disk / "run", checkpoint_every=1, keep_checkpoints=1, steps=2))
-config.output.mkdir()
-with process_group() as world, Telemetry.serve(None) as telemetry:
-    trainer = Trainer(config, config.output, world, telemetry)
+config = pair(make_run(dataset, disk / "run", checkpoint_every=1, keep_checkpoints=1, steps=2))
+with process_group() as world:
+    trainer = create_trainer(config, world)
     try:
         trainer.run()
     except EnvironmentFault as error:
@@ -180,7 +178,7 @@ with process_group() as world, Telemetry.serve(None) as telemetry:
     (first,) = list_checkpoints(config.output)
     assert is_intact(first) and first.name == "step-00000001"
     subprocess.run(["mount", "-o", "remount,size=2m", str(disk)], check=True)
-    trainer = Trainer(config, config.output, world, telemetry)
+    trainer = create_trainer(config, world)
     trainer.resume(newest_intact(config.output))
     trainer.run()
     assert [path.name for path in list_checkpoints(config.output)] == ["step-00000002"]
