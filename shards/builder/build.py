@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from shards.builder.accounting import PartFacts
 from shards.builder.config import BuildConfig
 from shards.builder.labels import create_labeler
+from shards.builder.live import BuildMetrics, serve_builder
 from shards.builder.plan import Plan
 from shards.builder.plan_files import drop_parts, keys_path, mark_part
 from shards.builder.prepare import Prepared, num_jobs, prepare, run_by_executor
@@ -65,12 +66,12 @@ def build_dataset(
     """
     store = open_store(place)
     state = config.state or default_state(store)
-    with _prepared(sources, store, state, config) as ready:
+    with serve_builder(config, store) as telemetry, _prepared(sources, store, state, config) as ready:
         if not any(part.num_units for part in ready.parts):
             raise _no_sample(sources, sum((part.reasons() for part in ready.parts), Counter()))
         with store.lock(ready.salt.owner):
             check_current(store, ready.snapshot)  # to plan takes hours: another builder may have been faster
-            return _Builder(ready, sources, state).build()
+            return _Builder(ready, sources, state, BuildMetrics(telemetry)).build()
 
 
 def plan_build(sources: Sequence[Path | str], place: Store | Path | str, config: BuildConfig) -> PlanReport:
@@ -137,8 +138,10 @@ def _list(sources: Sequence[Path | str], config: BuildConfig) -> Listing:
 class _Builder:
     """Writes and publishes the parts of a plan that a dataset lacks; both places are held."""
 
-    def __init__(self, ready: Prepared, sources: Sequence[Path | str], state: Path) -> None:
-        self._ready, self._sources, self._state = ready, sources, state
+    def __init__(
+        self, ready: Prepared, sources: Sequence[Path | str], state: Path, metrics: BuildMetrics
+    ) -> None:
+        self._ready, self._sources, self._state, self._metrics = ready, sources, state, metrics
         self._store, self._config = ready.store, ready.config
         self._spec = ready.config.sample_spec()
         self._num_reused = self._num_written = self._bytes_written = 0
@@ -152,6 +155,7 @@ class _Builder:
         for number in range(ready.num_published, len(ready.parts)):
             part = ready.parts[number]
             mark_part(ready.folder, number, "started")
+            self._metrics.begin_part(part)
             results = self._write_part(number, stored)
             if number == 0 and all(result.info is None for result in results):
                 self._give_up(part, results)
@@ -227,6 +231,7 @@ class _Builder:
                 expected=expected.get(shard),
             )
 
+        self._metrics.begin_shards(len(shards))
         shard_of = {self._path(shard): shard for shard in shards}
         num_left = sum(part.num_units_of(shard) for shard in shards)
         num_done = 0 if expected else part.num_units - num_left
@@ -237,6 +242,7 @@ class _Builder:
             with Progress(total, f"build {config.modality}", unit="image", initial=num_done) as progress:
                 for done in run_by_executor(config, write_shard, map(task_of, shards), len(shards)):
                     results[shard_of[done.path]] = done.result
+                    self._metrics.end_shard(done.result)
                     bad.update(item.reason for item in done.result.bad)
                     self._bytes_written += done.result.info.num_bytes if done.result.info else 0
                     progress.update(

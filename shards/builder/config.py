@@ -15,8 +15,9 @@ from shards.hf.modalities import MODALITIES, find_modality
 from shards.hf.tokens import HFParams
 from shards.schema import NAME_PATTERN
 from shards.support.settings import Settings, validate
+from shards.support.telemetry import MetricsConfig
 
-_UNPUBLISHED = {"jobs", "executor", "ray_address", "state", "salt", "retry_quarantined"}
+_UNPUBLISHED = {"jobs", "executor", "ray_address", "state", "salt", "retry_quarantined", "metrics"}
 """Settings that do not change the bytes, and secrets."""
 
 
@@ -36,6 +37,7 @@ class BuildConfig(Settings):
         state: private folder, DEST.state when None; must be named where the destination is in S3.
         salt: to be used in a fresh state folder instead of a random one.
         retry_quarantined: plan the quarantined units of earlier builds anew.
+        metrics: where live metrics of the build are served to Prometheus; it does not change the bytes.
         hf: changes to the HF parameters of the modality.
         intensity: changes to the modality's rule for values of more than 8 bits.
         labels: "none", "folder" or the path of a table, see `create_labeler`.
@@ -65,6 +67,7 @@ class BuildConfig(Settings):
     state: Path | None = None
     salt: str | None = Field(default=None, min_length=16)
     retry_quarantined: bool = False
+    metrics: MetricsConfig = MetricsConfig()
     hf: dict[str, Any] = Field(default_factory=dict)
     intensity: dict[str, Any] = Field(default_factory=dict)
     labels: str = "none"
