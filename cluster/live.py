@@ -142,7 +142,12 @@ def _values(records: Sequence[Mapping[str, Any]], rows: int) -> RenderableType:
     names = shown_names(records)
     for name in names[:rows]:
         values = [record[name] for record in records if name in record]
-        table.add_row(name, f"{values[-1]:.4g}", trend(values), Text(sparkline(values, SPARK_WIDTH).rjust(SPARK_WIDTH), "cyan"))
+        table.add_row(
+            name,
+            f"{values[-1]:.4g}",
+            trend(values),
+            Text(sparkline(values, SPARK_WIDTH).rjust(SPARK_WIDTH), "cyan"),
+        )
     if len(names) <= rows:
         return table
     return Group(table, Text(f"and {len(names) - rows} more in {METRICS}", style="dim"))

@@ -125,6 +125,7 @@ def add_summary(
     speeds = [r["samples_per_second"] for r in records[1:] or records]
     batch = config.train.global_batch_size
     state = outcome.get("outcome", "not ended, or ended without a word")
+    steps = max(last.get("step", 0), outcome.get("step", 0))  # not every step is logged
     packages = ", ".join(f"{name} {number}" for name, number in environment.get("packages", {}).items())
     page.table(
         ["", ""],
@@ -132,7 +133,7 @@ def add_summary(
             ("state", state),
             (
                 "length",
-                f"{last.get('step', 0)} steps of {batch} images: {last.get('step', 0) * batch:,} images seen",
+                f"{steps} steps of {batch} images: {steps * batch:,} images seen",
             ),
             ("last loss", f"{last['loss']:.4f}" if last else "nothing logged yet"),
             ("speed", f"{sum(speeds) / len(speeds):.1f} images per second" if speeds else ""),
@@ -159,13 +160,10 @@ def add_curves(page: Page, records: Sequence[Result]) -> None:
         group, slash, _ = name.partition("/")
         if slash and group not in ("loss", "time") and name not in quiet:
             panels.setdefault(group, []).append(name)
-    panels["lr"] = ["lr"]
-    acted = (
-        " No guard acted: no step was skipped, no loss was a spike."
-        if guards and len(quiet) == len(guards)
-        else ""
-    )
-    page.text(f"Each point is a mean over the steps since the one before.{acted}")
+    panels["lr"] = ["lr", *panels.pop("lr", [])]
+    page.text("Each point is a mean over the steps since the one before.")
+    if guards and len(quiet) == len(guards):
+        page.text("No guard acted: no step was skipped, no loss was called a spike.")
     titled = {group if len(members) > 1 else members[0]: members for group, members in panels.items()}
     page.gallery(
         [(curve_figure(records, title, members), "") for title, members in titled.items()], columns=3
