@@ -108,13 +108,13 @@ def test_the_same_run_gives_the_same_page(run_dir):
 @pytest.mark.parametrize("acted", [False, True])
 def test_guards_are_drawn_where_they_acted(acted):
     page = Page("curves")
-    add_curves(
-        page, [{"step": 1, "loss": 1.0, "lr": 1.0, "guard/skipped": float(acted), "guard/spikes": 0.0}]
-    )
+    values = {"lr/opponent": 2.0, "guard/skipped": float(acted), "guard/spikes": 0.0}
+    add_curves(page, [{"step": 1, "loss": 1.0, "lr": 1.0, **values}])
     text = page.render()
     assert ("No guard acted" in text) is not acted
     assert ("guard/skipped" in text) is acted
     assert "guard/spikes" not in text
+    assert "lr/opponent" in text
 
 
 def test_a_run_that_has_only_begun_and_is_watched(run_dir):
