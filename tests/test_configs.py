@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,12 +12,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from cluster.launch import free_port
 from frepa_dist.methods.base import StepInfo
-from frepa_dist.train.engines import World, process_group
+from frepa_dist.train.engines import World
 from frepa_dist.train.loop import Trainer
 from shards.builder.build import BuildConfig, build_dataset
 from shards.support.telemetry import Telemetry
+from tests.one_rank import one_rank
 from tests.twins import AUXILIARY, RUNS, twin
 
 
@@ -43,22 +42,8 @@ def auxiliary_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    """One rank, with the CPU as its device also where there is a GPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "RANK": "0",
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": "1",
-            "LOCAL_SIZE": str(os.cpu_count()),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
-            "DS_ACCELERATOR": "cpu",
-            "PATH": os.environ["PATH"],  # process_group changes it
-        }.items():
-            patch.setenv(name, value)
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        with process_group() as world:
-            yield world
+    with one_rank() as world:
+        yield world
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -17,6 +18,8 @@ from torch import nn
 
 from cluster.launch import free_port
 from frepa_dist.runs import find_checkpoint, read_metrics
+from frepa_dist.train.live import find_series
+from shards.support.targets import unique_label
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 
@@ -150,6 +153,44 @@ def test_what_is_written_down_of_an_opponent(runs):
     assert set(load_file(find_checkpoint(runs / "whole") / "student.safetensors")) == {
         f"layers.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")
     }
+
+
+def test_both_ranks_show_what_is_logged_while_they_train(runs):
+    seen = json.loads((runs / "scraped.json").read_text())
+    records = read_metrics(runs / "whole")
+    for rank, shown in seen[-1].items():
+        labels, samples = shown["labels"], shown["samples"]
+        run = unique_label(runs / "whole")
+        assert labels == {"job": "frepa_train", "run": run, "rank": rank, "node": "0"}
+        for name, value in records[-1].items():
+            series = find_series(name)
+            if series is not None:  # each rank has a clock of its own
+                tolerance = 0.9 if name == "samples_per_second" else 1e-6
+                shown_value = samples[" ".join((series[0], *series[1].values()))]
+                assert shown_value == pytest.approx(value, rel=tolerance), name
+        assert samples["frepa_train_samples_total"] == 2 * 4, "its half of each batch"
+        assert samples["frepa_train_step_seconds_count"] == 4
+        names = {key.split()[0] for key in samples}
+        assert ("frepa_train_checkpoints_total" in names) == (rank == "0")
+    assert seen[-1].keys() == {"0", "1"}
+    steps = [[one[rank]["samples"]["frepa_train_step"] for one in seen] for rank in ("0", "1")]
+    assert all(sorted(own) == own and len(set(own)) > 2 for own in steps), "it was scraped while it trained"
+    losses = {one["0"]["samples"].get("frepa_train_loss total") for one in seen} - {None}
+    assert losses <= {record["loss"] for record in records}
+    assert not list((runs / "targets").iterdir())
+
+
+def test_deepspeeds_monitor_has_each_logged_step_once(runs):
+    records = read_metrics(runs / "interrupted")
+    names = {name for record in records for name in record} - {"step"} | {"time/checkpoint"}
+    files = {path.name for path in (runs / "interrupted" / "monitors" / "csv").iterdir()}
+    assert files == {f"{name.replace('/', '_')}.csv" for name in names}, "nothing of an engine's own"
+    for name in ("loss", "loss/rec", "judge/loss"):
+        path = runs / "interrupted" / "monitors" / "csv" / f"{name.replace('/', '_')}.csv"
+        header, *rows = list(csv.reader(path.open()))
+        assert header == ["step", name.rpartition("/")[2]]
+        logged = [(record["step"], record[name]) for record in records if name in record]
+        assert [(int(step), float(value)) for step, value in rows] == logged, name
 
 
 def test_a_compiled_student_trains_as_another_and_keeps_its_names(runs):
