@@ -168,7 +168,7 @@ def shown_names(records: Sequence[Mapping[str, Any]]) -> list[str]:
         and not name.startswith("time/")
         and (acted(name) or not (name.startswith("guard/") or name.endswith("/skipped")))
     ]
-    return sorted(found, key=lambda name: _place(name))
+    return sorted(found, key=_place)
 
 
 def _place(name: str) -> int:

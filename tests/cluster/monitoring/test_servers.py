@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[3]
 
 pytestmark = [
     pytest.mark.prometheus,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(480),
     pytest.mark.skipif(
         bool(MISSING),
         reason=f"needs {', '.join(MISSING)}: apt-get install prometheus prometheus-alertmanager",
@@ -224,7 +224,7 @@ def test_a_training_run_is_watched_through_its_faults(servers, targets, training
     servers.wait(
         lambda: process.poll() is not None or any(float(s["value"][1]) > 3 for s in servers.query(steps)),
         "no step is scraped",
-        120,
+        240,
     )
     assert process.poll() is None, (run.parent / "log").read_text()[-3000:]
     assert {labels["metric"]["job"] for labels in servers.query(f'up{{run="{name}"}} == 1')} == {
