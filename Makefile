@@ -54,7 +54,7 @@ soak: setup
 # from an empty environment, the newest versions that pyproject.toml allows
 constraints:
 	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
-	build/constraints/bin/python -m pip install --disable-pip-version-check --quiet '.[demo,dev]'
+	build/constraints/bin/python -m pip install --disable-pip-version-check --quiet '.[demo,dev,kuberay]'
 	{ echo '# Versions that `make setup` installs and CI tests; `make constraints` writes this file anew.'; \
 	  build/constraints/bin/python -m pip freeze | grep -vE '^(frepa|pip|setuptools|wheel)[= @]'; } > constraints.txt
 

@@ -13,6 +13,7 @@ import click
 
 from cluster.doctor_cli import doctor
 from cluster.evaluate_cli import evaluate_group
+from cluster.launch_cli import launch_group
 from cluster.model_cli import MODEL_COMMANDS
 from cluster.options import FOLDER
 from cluster.shards_cli import shards_group
@@ -38,7 +39,7 @@ def cli(debug: bool) -> None:
 cli.add_command(shards_group)
 evaluate_group.add_command(evaluate_volume)
 cli.add_command(evaluate_group)
-for command in (*TRAIN_COMMANDS, doctor, *MODEL_COMMANDS):
+for command in (*TRAIN_COMMANDS, doctor, launch_group, *MODEL_COMMANDS):
     cli.add_command(command)
 
 

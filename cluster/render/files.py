@@ -1,0 +1,128 @@
+"""Rendering: settings in, texts of files out. It reads templates and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import jinja2
+
+from cluster.render.quoting import quote_argument, quote_command, quote_shell, quote_yaml
+from cluster.render.settings import LaunchConfig
+
+Target = Literal["slurm", "kubernetes", "kuberay", "docker"]
+TARGETS: tuple[Target, ...] = get_args(Target)
+
+TEMPLATES = Path(__file__).parents[1] / "templates"
+ATTACHED = "/etc/frepa"
+"""Where a pod finds the config files that were given with the settings."""
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """A config that a job is started with.
+
+    Attributes:
+        name: as the command line takes it: of a shipped one, or a path that all nodes see.
+        text: None of a shipped one; else what the file holds, for machines that do not see it.
+    """
+
+    name: str
+    text: str | None = None
+
+
+def render_files(
+    config: LaunchConfig, target: Target, pretrain: ConfigFile, sweep: ConfigFile
+) -> dict[str, str]:
+    """Render what a target needs.
+
+    Args:
+        config: what runs where.
+        target: one of `TARGETS`.
+        pretrain: the config of the run.
+        sweep: the config of the sweep.
+
+    Returns:
+        The text of each file, by name.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 (neither HTML nor XML: every value names its own quoting)
+    )
+    filters = {"sh": quote_shell, "command": quote_command, "yaml": quote_yaml, "arg": quote_argument}
+    environment.filters |= filters
+    in_pods = target in ("kubernetes", "kuberay")
+    attached: dict[str, str] = {}
+    if in_pods and (file := pretrain if target == "kubernetes" else sweep).text is not None:
+        attached["config.yaml"] = file.text
+        here = replace(file, name=f"{ATTACHED}/config.yaml")
+        pretrain, sweep = (here, sweep) if target == "kubernetes" else (pretrain, here)
+    values: dict[str, Any] = {
+        "c": config,
+        "attached": attached,
+        "pretrain": pretrain_arguments(config, pretrain.name, metrics_settings(config, in_pods)),
+        "shards": shards_arguments(config),
+        "sweep": ["sweep", sweep.name, "--or-resume"],
+        "evaluate": evaluate_commands(config),
+        "ray_version": version("ray"),
+    }
+    names = sorted(path.name for path in (TEMPLATES / target).glob("[!_]*.j2"))
+    return {
+        name.removesuffix(".j2"): environment.get_template(f"{target}/{name}").render(values).rstrip() + "\n"
+        for name in names
+    }
+
+
+def pretrain_arguments(config: LaunchConfig, name: str, settings: Sequence[str] = ()) -> list[str]:
+    """Arguments of `frepa` that train, with the run config of a name and more settings."""
+    job = config.pretrain
+    places = [f"output={config.place(job.output)}", f"data.root={config.place(job.data_root)}"]
+    return [
+        *("pretrain", "--or-resume"),
+        *("--config", name),
+        *("--num-ranks", str(config.ranks)),
+        *("--stop-seconds", str(config.stop_seconds)),
+        *("--hang-seconds", str(job.hang_seconds)),
+        *("--max-restarts", str(job.max_restarts)),
+        *_sets([*places, *settings, *job.overrides]),
+    ]
+
+
+def metrics_settings(config: LaunchConfig, in_pods: bool) -> list[str]:
+    """Where ranks serve metrics: on a pod's own address, on Slurm's nodes only where one is named."""
+    address = "0.0.0.0" if in_pods else config.slurm.metrics_address  # noqa: S104 (the pod's network)
+    if config.metrics_targets is None or address is None:
+        return []
+    # port 0: any that is free, so that jobs which share a node do not meet
+    where = {"port": 0, "address": address, "targets": config.place(config.metrics_targets)}
+    return [f"train.metrics.{key}={value}" for key, value in where.items()]
+
+
+def shards_arguments(config: LaunchConfig) -> list[str]:
+    """Arguments of `frepa` that build, all but where it runs."""
+    job = config.shards
+    places = [config.place(place) for place in (*job.sources, job.dest)]
+    state = ("--state", config.place(job.state))
+    return ["shards", "build", *places, "--config", job.config, *state, *_sets(job.overrides)]
+
+
+def evaluate_commands(config: LaunchConfig) -> list[list[str]]:
+    """Arguments of `frepa`, one after the other, that make of a run what is handed on."""
+    job, run = config.evaluate, config.place(config.pretrain.output)
+    probe = f"{run}/probe.json"
+    return [
+        ["evaluate", "probe", run, config.place(job.labelled), "--out", probe, *job.probe_arguments],
+        ["export", run, config.place(job.encoder)],
+        ["report", run, "--probe", probe],
+    ]
+
+
+def _sets(overrides: Iterable[str]) -> list[str]:
+    return [part for override in overrides for part in ("--set", override)]
