@@ -1,4 +1,4 @@
-"""Wait until a Ray cluster has its nodes: `python -m cluster.await_ray HOST:PORT --nodes N`, for job scripts."""
+"""For job scripts, wait for a Ray cluster: `python -m cluster.await_ray HOST:PORT --nodes N`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from shards.support.errors import EnvironmentFault, FrepaError
 
 
 def await_nodes(
-    address: str, num_nodes: int, timeout_seconds: float, count_nodes: Callable[[str], int]
+    address: str,
+    num_nodes: int,
+    timeout_seconds: float,
+    count_nodes: Callable[[str], int],
+    poll_seconds: float = 0.5,
 ) -> None:
     """Return when a cluster has at least as many nodes.
 
@@ -22,35 +26,33 @@ def await_nodes(
         num_nodes: that are waited for, the head among them.
         timeout_seconds: how long.
         count_nodes: says how many there are now.
+        poll_seconds: between two looks.
 
     Raises:
         EnvironmentFault: the time is over.
     """
-    deadline, found = time.monotonic() + timeout_seconds, 0
-    while found < num_nodes:
+    deadline = time.monotonic() + timeout_seconds
+    while (found := count_nodes(address)) < num_nodes:
         if time.monotonic() > deadline:
             raise EnvironmentFault(
                 f"{found} of {num_nodes} nodes of the Ray cluster are there after {timeout_seconds:.0f} s",
                 where=address,
                 fix="look at what `ray start` printed above, and whether the nodes reach each other",
             )
-        time.sleep(0.5)
-        found = count_nodes(address)
+        time.sleep(poll_seconds)
 
 
 def count_ray_nodes(address: str) -> int:
     """How many nodes of the cluster at HOST:PORT are alive; 0 as long as its head does not answer."""
     import ray
 
-    host, _, port = address.rpartition(":")
-    try:  # Ray itself would try for long
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError:
-        return 0
-    try:
-        ray.init(address=address, log_to_driver=False, ignore_reinit_error=True)
-    except (ConnectionError, RuntimeError):  # the head is starting
-        return 0
+    if not ray.is_initialized():
+        host, _, port = address.rpartition(":")
+        try:  # Ray itself would try for long
+            socket.create_connection((host, int(port)), timeout=5).close()
+            ray.init(address=address, log_to_driver=False, logging_level="error")
+        except (OSError, RuntimeError):  # the head is starting
+            return 0
     return sum(bool(node["Alive"]) for node in ray.nodes())
 
 

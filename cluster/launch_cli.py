@@ -10,7 +10,6 @@ import click
 from cluster.options import FOLDER, set_option
 
 
-
 @click.group("launch")
 def launch_group() -> None:
     """Files that start this system on Slurm and Kubernetes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 from cluster.render.files import ConfigFile, pretrain_arguments
@@ -21,7 +22,7 @@ def check_run(config: LaunchConfig) -> ConfigFile:
 
     name = config.pretrain.config
     arguments = pretrain_arguments(config, name)
-    overrides = [value for option, value in zip(arguments, arguments[1:], strict=False) if option == "--set"]
+    overrides = [value for option, value in pairwise(arguments) if option == "--set"]
     run = load_settings(RunConfig, name, overrides)
     try:
         check_batch_sizes(

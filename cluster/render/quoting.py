@@ -1,4 +1,4 @@
-"""Quoting of values for the three languages that templates write: shell, YAML, and Kubernetes' own `$(NAME)`."""
+"""Quoting of values for what reads the files: a shell, YAML, and Kubernetes with its own `$(NAME)`."""
 
 from __future__ import annotations
 
