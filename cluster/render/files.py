@@ -69,7 +69,7 @@ def render_files(
         "attached": attached,
         "pretrain": pretrain_arguments(config, pretrain.name, metrics_settings(config, in_pods)),
         "shards": shards_arguments(config),
-        "sweep": ["sweep", sweep.name, "--or-resume"],
+        "sweep": sweep_arguments(config, sweep.name),
         "evaluate": evaluate_commands(config),
         "ray_version": version("ray"),
     }
@@ -83,7 +83,7 @@ def render_files(
 def pretrain_arguments(config: LaunchConfig, name: str, settings: Sequence[str] = ()) -> list[str]:
     """Arguments of `frepa` that train, with the run config of a name and more settings."""
     job = config.pretrain
-    places = [f"output={config.place(job.output)}", f"data.root={config.place(job.data_root)}"]
+    places = [f"output={config.place(job.output)}", f"data.root={config.place(config.data_root)}"]
     return [
         *("pretrain", "--or-resume"),
         *("--config", name),
@@ -108,9 +108,16 @@ def metrics_settings(config: LaunchConfig, in_pods: bool) -> list[str]:
 def shards_arguments(config: LaunchConfig) -> list[str]:
     """Arguments of `frepa` that build, all but where it runs."""
     job = config.shards
-    places = [config.place(place) for place in (*job.sources, job.dest)]
+    places = [config.place(place) for place in (*job.sources, config.data_root)]
     state = ("--state", config.place(job.state))
     return ["shards", "build", *places, "--config", job.config, *state, *_sets(job.overrides)]
+
+
+def sweep_arguments(config: LaunchConfig, name: str) -> list[str]:
+    """Arguments of `frepa` that search, all but the Ray cluster's address."""
+    job = config.sweep
+    places = [f"output={config.place(job.output)}", f"set.data.root={config.place(config.data_root)}"]
+    return ["sweep", name, "--or-resume", *_sets([*places, *job.overrides])]
 
 
 def evaluate_commands(config: LaunchConfig) -> list[list[str]]:

@@ -59,7 +59,6 @@ class PretrainJob(Settings):
     Attributes:
         config: run config: the name of a shipped one, or a file that all nodes see (Kubernetes: the file is
             put into a ConfigMap).
-        data_root: dataset.
         output: run folder; a relative one is in `storage`.
         overrides: more `--set` of `frepa pretrain`.
         max_restarts: of `frepa pretrain`: restarts in a row without a new checkpoint.
@@ -67,7 +66,6 @@ class PretrainJob(Settings):
     """
 
     config: Text = "retmae/vit_b"
-    data_root: Text = "s3://datasets/retina"
     output: Text = "runs/pretrain"
     overrides: tuple[Override, ...] = ()
     max_restarts: int = Field(5, ge=0)
@@ -79,14 +77,12 @@ class ShardsJob(Settings):
 
     Attributes:
         sources: folders, listings, S3 prefixes.
-        dest: place of the dataset.
         config: build config.
         state: private folder; a relative one is in `storage`.
         overrides: more `--set` of `frepa shards build`.
     """
 
     sources: tuple[Text, ...] = Field(("s3://hospital/retina",), min_length=1)
-    dest: Text = "s3://datasets/retina"
     config: Text = "shards/fundus"
     state: Text = "state/retina"
     overrides: tuple[Override, ...] = ()
@@ -97,9 +93,13 @@ class SweepJob(Settings):
 
     Attributes:
         config: of `frepa sweep`: a file here, the name of a shipped one, or a file in `storage`.
+        output: folder of all trials; a relative one is in `storage`.
+        overrides: more `--set` of `frepa sweep`.
     """
 
     config: Text = "sweep.yaml"
+    output: Text = "runs/sweep"
+    overrides: tuple[Override, ...] = ()
 
 
 class EvaluateJob(Settings):
@@ -208,6 +208,7 @@ class LaunchConfig(Settings):
         ranks_per_node: None: one per GPU, or one where there is none.
         stop_seconds: how long ranks may take to stop with a checkpoint, see `frepa pretrain --stop-seconds`.
         storage: folder that all nodes see, for run folders.
+        data_root: dataset, to build and to train from; a relative folder is in `storage`.
         metrics_targets: folder in which ranks tell Prometheus where their metrics are (`file_sd_configs`); a
             relative one is in `storage`. None serves none.
         env: variables of all jobs; no secrets.
@@ -221,6 +222,7 @@ class LaunchConfig(Settings):
     memory_gib: int = Field(384, ge=1)
     stop_seconds: int = Field(240, ge=1, le=65_000)
     storage: Annotated[Text, StringConstraints(pattern=r"^/")] = "/shared/frepa"
+    data_root: Text = "s3://datasets/retina"
     metrics_targets: Text | None = "targets"
     env: dict[PlainVariable, Text] = Field(default_factory=dict)
     pretrain: PretrainJob = PretrainJob()
