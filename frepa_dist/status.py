@@ -13,8 +13,8 @@ from frepa_dist.journal import read_outcome
 from frepa_dist.runs import (
     EVENTS,
     HEARTBEATS,
+    check_run_folder,
     list_checkpoints,
-    load_run_config,
     read_json_lines,
     read_metrics,
 )
@@ -103,7 +103,7 @@ def describe_run(run_dir: Path) -> RunStatus:
     Raises:
         DataError: the folder is no run.
     """
-    load_run_config(run_dir)
+    check_run_folder(run_dir)
     events = read_json_lines(run_dir / EVENTS)
     metrics = read_metrics(run_dir)
     counts: dict[str, int] = {}
