@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from frepa_dist.config import RunConfig
+from frepa_dist.journal import append_event, append_line
 from frepa_dist.methods.base import StepInfo
 from frepa_dist.methods.registry import create_method
 from frepa_dist.runs import METRICS
@@ -18,7 +19,7 @@ from frepa_dist.train.checkpoint import Checkpoints, load_checkpoint, newest_goo
 from frepa_dist.train.engines import World
 from frepa_dist.train.guards import Reading
 from frepa_dist.train.ledger import Ledger, Watch
-from frepa_dist.train.records import Averages, PhaseTimer, append_event, append_line, truncate_metrics
+from frepa_dist.train.records import Averages, PhaseTimer, truncate_metrics
 from frepa_dist.train.schedule import learning_rate, opponent_learning_rate
 from frepa_dist.train.step import Batch, Stepper
 from frepa_dist.train.stop import Control
