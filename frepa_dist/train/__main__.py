@@ -45,11 +45,10 @@ from frepa_dist.train.stop import Control, stop_when_closed
 from shards.dataset import load_snapshot
 from shards.stores.atomic import replace_text
 from shards.stores.store import is_remote, lock_folder
-from shards.support.errors import ConfigError, DataError, FrepaError
+from shards.support.errors import REQUEUE_CODE, ConfigError, DataError, FrepaError
 from shards.support.settings import dump_yaml, load_settings
 from shards.support.telemetry import Telemetry
 
-REQUEUE_CODE = 75  # EX_TEMPFAIL of sysexits.h: batch systems are told to start this again
 # with the supervisor gone, this long for the checkpoint before a rank ends itself
 ORPHAN_SECONDS = 600
 
