@@ -60,7 +60,7 @@ class Trainer:
         dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
         self.method = create_method(config.method, compute_dtype=dtype)
         self.submodules = Submodules(self.method, train, accumulation, world)
-        self.total_steps = train.steps or self._steps_of(train.epochs or 0)
+        self.total_steps = train.steps or self.stream.total_batches(train.epochs or 0)
         self.step = self.epoch = self.batches_applied = 0
         self.timer, self.averages = PhaseTimer(), Averages()
         skip = train.guard.skip_spikes
@@ -72,9 +72,6 @@ class Trainer:
         self.checkpoints = Checkpoints(
             config, run_dir, self.submodules, world, snapshot=self.stream.snapshot.hash
         )
-
-    def _steps_of(self, epochs: int) -> int:
-        return sum(self.stream.num_batches(epoch) for epoch in range(epochs))
 
     def begin_again(self) -> None:
         """Drop what a start before the first checkpoint has written; all ranks must call it."""
