@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,18 @@ def test_hadolint_finds_nothing(tmp_path):
     (tmp_path / "Dockerfile").write_text(render(EVERYTHING, "docker")["Dockerfile"])
     ran = subprocess.run([program, tmp_path / "Dockerfile"], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout
+
+
+def test_the_image_is_made_of_what_docker_is_shown():
+    words = [line.split() for line in render(LaunchConfig(), "docker")["Dockerfile"].splitlines()]
+    copies = [line[1:-1] for line in words if line[:1] == ["COPY"] and line[1] != "--from=wheel"]
+    copied = set(itertools.chain.from_iterable(copies))
+    lines = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    assert lines[1] == "*"
+    assert {line[1:] for line in lines if line.startswith("!")} == copied
+    assert all((REPOSITORY / name).exists() for name in copied)
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert set(LaunchConfig().docker.extras) <= set(project["optional-dependencies"])
 
 
 @pytest.mark.parametrize(
