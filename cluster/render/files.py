@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,13 +12,15 @@ import jinja2
 
 from cluster.render.quoting import quote_argument, quote_command, quote_shell, quote_yaml
 from cluster.render.settings import LaunchConfig
+from shards.support.errors import ConfigError
+from shards.support.settings import parse_yaml
 
 Target = Literal["slurm", "kubernetes", "kuberay", "docker"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
-ATTACHED = "/etc/frepa"
-"""Where a pod finds the config files that were given with the settings."""
+ATTACHED, CONFIG = "/etc/frepa", "config.yaml"
+"""Folder and name of a config in a pod that does not see the file it was read from."""
 
 
 @dataclass(frozen=True)
@@ -59,31 +61,34 @@ def render_files(
     filters = {"sh": quote_shell, "command": quote_command, "yaml": quote_yaml, "arg": quote_argument}
     environment.filters |= filters
     in_pods = target in ("kubernetes", "kuberay")
-    attached: dict[str, str] = {}
-    if in_pods and (file := pretrain if target == "kubernetes" else sweep).text is not None:
-        attached["config.yaml"] = file.text
-        here = replace(file, name=f"{ATTACHED}/config.yaml")
-        pretrain, sweep = (here, sweep) if target == "kubernetes" else (pretrain, here)
+    configs = {"pretrain": pretrain, "sweep": sweep}
+    attached = {job: attached_files(file) if in_pods else {} for job, file in configs.items()}
+    names = {job: f"{ATTACHED}/{CONFIG}" if attached[job] else file.name for job, file in configs.items()}
     values: dict[str, Any] = {
         "c": config,
         "attached": attached,
-        "pretrain": pretrain_arguments(config, pretrain.name, metrics_settings(config, in_pods)),
+        "pretrain": pretrain_arguments(config, names["pretrain"], metrics_settings(config, in_pods)),
         "shards": shards_arguments(config),
-        "sweep": sweep_arguments(config, sweep.name),
+        "sweep": sweep_arguments(config, names["sweep"]),
         "evaluate": evaluate_commands(config),
         "ray_version": version("ray"),
     }
-    names = sorted(path.name for path in (TEMPLATES / target).glob("[!_]*.j2"))
+    templates = sorted(path.name for path in (TEMPLATES / target).glob("[!_]*.j2"))
     return {
         name.removesuffix(".j2"): environment.get_template(f"{target}/{name}").render(values).rstrip() + "\n"
-        for name in names
+        for name in templates
     }
+
+
+def attached_files(file: ConfigFile) -> dict[str, str]:
+    """What a ConfigMap has to bring into the pods: nothing of a shipped config."""
+    return {} if file.text is None else {CONFIG: file.text}
 
 
 def pretrain_arguments(config: LaunchConfig, name: str, settings: Sequence[str] = ()) -> list[str]:
     """Arguments of `frepa` that train, with the run config of a name and more settings."""
     job = config.pretrain
-    places = [f"output={config.place(job.output)}", f"data.root={config.place(config.data_root)}"]
+    places = _settings({"output": config.place(job.output), "data.root": config.place(config.data_root)})
     return [
         *("pretrain", "--or-resume"),
         *("--config", name),
@@ -101,8 +106,8 @@ def metrics_settings(config: LaunchConfig, in_pods: bool) -> list[str]:
     if config.metrics_targets is None or address is None:
         return []
     # port 0: any that is free, so that jobs which share a node do not meet
-    where = {"port": 0, "address": address, "targets": config.place(config.metrics_targets)}
-    return [f"train.metrics.{key}={value}" for key, value in where.items()]
+    where = {"address": address, "targets": config.place(config.metrics_targets)}
+    return ["train.metrics.port=0", *_settings({f"train.metrics.{key}": text for key, text in where.items()})]
 
 
 def shards_arguments(config: LaunchConfig) -> list[str]:
@@ -116,7 +121,7 @@ def shards_arguments(config: LaunchConfig) -> list[str]:
 def sweep_arguments(config: LaunchConfig, name: str) -> list[str]:
     """Arguments of `frepa` that search, all but the Ray cluster's address."""
     job = config.sweep
-    places = [f"output={config.place(job.output)}", f"set.data.root={config.place(config.data_root)}"]
+    places = _settings({"output": config.place(job.output), "set.data.root": config.place(config.data_root)})
     return ["sweep", name, "--or-resume", *_sets([*places, *job.overrides])]
 
 
@@ -129,6 +134,18 @@ def evaluate_commands(config: LaunchConfig) -> list[list[str]]:
         ["export", run, config.place(job.encoder)],
         ["report", run, "--probe", probe],
     ]
+
+
+def _settings(texts: Mapping[str, str]) -> list[str]:
+    """Texts as `key=value` for --set, which reads a value as YAML."""
+    return [f"{key}={text if _is_plain(text) else quote_yaml(text)}" for key, text in texts.items()]
+
+
+def _is_plain(text: str) -> bool:
+    try:
+        return bool(parse_yaml(text) == text)
+    except ConfigError:
+        return False
 
 
 def _sets(overrides: Iterable[str]) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cluster.render.settings import LaunchConfig
+from shards.support.settings import apply_overrides
 from tests.cluster.render.test_files import render
 from tests.cluster.render.test_quoting import HOSTILE
 
@@ -73,13 +74,9 @@ def test_the_ranks_are_started_with_what_was_asked_for(tmp_path):
     subprocess.run(command, env=environment, check=True)
     words = (tmp_path / "calls.srun").read_bytes().decode().split("\0")[:-1]
     assert words[words.index("frepa") :][:3] == ["frepa", "pretrain", "--or-resume"]
-    assert words[-5:] == [
-        f"output=/shared/frepa/{HOSTILE}",
-        "--set",
-        "data.root=s3://datasets/retina",
-        "--set",
-        f"data.cache_dir={HOSTILE}",
-    ]
+    output, root, given = words[-5::2]
+    assert apply_overrides({}, [output]) == {"output": f"/shared/frepa/{HOSTILE}"}  # read as YAML
+    assert (root, given) == ("data.root=s3://datasets/retina", f"data.cache_dir={HOSTILE}")
     assert (tmp_path / "calls.odd").read_text() == HOSTILE
 
 
