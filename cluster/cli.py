@@ -17,6 +17,7 @@ import click
 
 from cluster.doctor_cli import doctor
 from cluster.evaluate_cli import evaluate_group
+from cluster.launch_cli import launch_group
 from cluster.model_cli import MODEL_COMMANDS
 from cluster.monitor_cli import monitor_group
 from cluster.options import FOLDER
@@ -45,7 +46,7 @@ cli.add_command(shards_group)
 evaluate_group.add_command(evaluate_volume)
 cli.add_command(evaluate_group)
 cli.add_command(monitor_group)
-for command in (*TRAIN_COMMANDS, watch, doctor, *MODEL_COMMANDS):
+for command in (*TRAIN_COMMANDS, watch, doctor, launch_group, *MODEL_COMMANDS):
     cli.add_command(command)
 
 

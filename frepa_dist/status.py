@@ -15,8 +15,8 @@ from frepa_dist.runs import (
     EVENTS,
     HEARTBEATS,
     OUTCOME,
+    check_run_folder,
     list_checkpoints,
-    load_run_config,
     read_json_lines,
     read_metrics,
 )
@@ -107,7 +107,7 @@ def describe_run(run_dir: Path) -> RunStatus:
     Raises:
         DataError: the folder is no run.
     """
-    load_run_config(run_dir)
+    check_run_folder(run_dir)
     return summarize(run_dir, read_json_lines(run_dir / EVENTS), read_metrics(run_dir))
 
 
