@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -23,8 +22,6 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
-
-from bench_train import write_images
 
 CONFIGS = {"mae": "frepa/mae_vit_b_17m", "frepa": "frepa/vit_b_17m"}
 MODES = {
@@ -47,37 +44,27 @@ def network_settings(method: str, name: str) -> list[str]:
 def measure_cell(cell: dict[str, Any]) -> dict[str, float]:
     """Train some steps in this process; seconds of each, peak bytes, parameters of the student."""
     import torch
+    from one_process import create_trainer, first_batch, late_step, one_process, synchronize
 
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1")
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from cluster.launch import free_port
     from frepa_dist.config import RunConfig
-    from frepa_dist.methods.base import StepInfo
     from frepa_dist.methods.registry import METHODS
-    from frepa_dist.train.engines import process_group
-    from frepa_dist.train.loop import Trainer
     from shards.support.settings import load_settings
-    from shards.support.telemetry import Telemetry
 
-    os.environ["MASTER_PORT"] = str(free_port())
     config = load_settings(RunConfig, CONFIGS[cell["method"]], cell["settings"])
     with torch.device("meta"):
         student = METHODS[config.method.name].create_student(config.method)
     seconds = []
-    with process_group() as world:
+    with one_process() as world:
         on_gpu = world.device.type == "cuda"
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        trainer = Trainer(config, config.output, world, Telemetry())
+        trainer = create_trainer(config, world)
         if cell["mode"] == "channels_last":
             trainer.submodules.student.module.to(memory_format=torch.channels_last)
-        batches = [trainer.to_device(batch) for batch in next(trainer.stream.batches(0, 0))]
-        info = StepInfo(step=500, total_steps=1000, seed=0)  # past all warm-ups
+        batches, info = first_batch(trainer), late_step()
         for number in range(cell["rounds"] + 2):
             start = time.perf_counter()
             trainer.stepper.run(batches, info)
-            if on_gpu:
-                torch.cuda.synchronize()
+            synchronize()
             if number > 1:  # the first two compile and warm up
                 seconds.append(time.perf_counter() - start)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
@@ -140,13 +127,11 @@ def main() -> None:
             raise
         return
 
-    from shards.builder.build import BuildConfig, build_dataset
+    from one_process import draw_shards
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        write_images(folder / "images", 2 * arguments.batch, 256)
-        config = BuildConfig(modality="fundus", size=256, jobs=1)
-        build_dataset([folder / "images"], folder / "shards", config)
+        draw_shards(folder, 2 * arguments.batch)
         print(f"{arguments.image_size} pixels, batch {arguments.batch}, {arguments.precision}; ", end="")
         print(f"median of {arguments.rounds} steps (fastest-slowest)\n")
         print("| backbone | method | mode | seconds per step | peak memory, MiB | parameters, M |")

@@ -10,42 +10,31 @@ memory, so it is printed by itself. "Slowed" is what steps beside a write take l
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
-import torch
-from bench_train import make_config, synchronize, write_images
+from bench_train import make_config
+from one_process import create_trainer, draw_shards, first_batch, late_step, one_process, synchronize
 
 MB = 1e6
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure and print."""
-    from frepa_dist.methods.base import StepInfo
     from frepa_dist.runs import EVENTS, read_json_lines
-    from frepa_dist.train.engines import process_group
-    from frepa_dist.train.loop import Trainer
-    from shards.builder.build import BuildConfig, build_dataset
-    from shards.support.telemetry import Telemetry
 
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name, process_group() as world:
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name, one_process() as world:
         folder = Path(name)
-        write_images(folder / "images", 2 * arguments.batch, 256)
-        build_dataset(
-            [folder / "images"], folder / "shards", BuildConfig(modality="fundus", size=256, jobs=1)
-        )
-        config = make_config("retmae", folder, arguments)
-        (folder / "retmae").mkdir()
-        trainer = Trainer(config, folder / "retmae", world, Telemetry())
-        batches = [trainer.to_device(batch) for batch in next(trainer.stream.batches(0, 0))]
+        draw_shards(folder, 2 * arguments.batch)
+        trainer = create_trainer(make_config("retmae", folder, arguments), world)
+        batches, info = first_batch(trainer), late_step()
 
         def step() -> float:
             synchronize()
             start = time.perf_counter()
-            trainer.stepper.run(batches, StepInfo(step=500, total_steps=1000, seed=0))
+            trainer.stepper.run(batches, info)
             synchronize()
             return time.perf_counter() - start
 
@@ -72,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Read the command line and join a process group of one."""
+    """Read the command line and measure."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -84,12 +73,6 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to write; default: the folder for temporary files")
     arguments = parser.parse_args()
     arguments.workers, arguments.compile = 0, False
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1")
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from cluster.launch import free_port
-
-    os.environ["MASTER_PORT"] = str(free_port())
     run(arguments)
 
 

@@ -18,7 +18,6 @@ data is shown, with the seconds of all phases.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -26,9 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
-import numpy as np
 import torch
+from one_process import create_trainer, draw_shards, first_batch, late_step, one_process, synchronize
 
 if TYPE_CHECKING:
     from frepa_dist.config import RunConfig
@@ -38,22 +36,6 @@ CONFIGS = {"mae": "retmae/mae_vit_b", "retmae": "retmae/vit_b", "frepa": "frepa/
 SIZE_KEYS = {"mae": "method.model.size={}", "retmae": "method.model.size={}"}
 SIZE_KEYS["frepa"] = "method.model.backbone=vit_{}"
 PLAIN = "plain fp32 MAE"
-
-
-def write_images(folder: Path, num: int, side: int) -> None:
-    """Noise over gradients: the content does not change the cost of a step."""
-    rng = np.random.default_rng(0)
-    folder.mkdir()
-    for number in range(num):
-        coarse = cv2.resize(rng.integers(0, 200, (9, 9, 3), dtype=np.uint8), (side, side))
-        noise = rng.integers(0, 40, (side, side, 3), dtype=np.uint8)
-        cv2.imwrite(str(folder / f"{number}.png"), coarse + noise)
-
-
-def synchronize() -> None:
-    """Wait for the device."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def measure_peak(precision: str, device: torch.device) -> float:
@@ -147,27 +129,16 @@ def measure_loading(trainer: Trainer, info: Any, rounds: int) -> dict[str, float
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure and print."""
-    from frepa_dist.methods.base import StepInfo
     from frepa_dist.models.cost import count_cost
-    from frepa_dist.train.engines import process_group
-    from frepa_dist.train.loop import Trainer
-    from shards.builder.build import BuildConfig, build_dataset
-    from shards.support.telemetry import Telemetry
 
-    with tempfile.TemporaryDirectory() as name, process_group() as world:
+    with tempfile.TemporaryDirectory() as name, one_process() as world:
         folder = Path(name)
-        side = max(256, arguments.image_size)
-        write_images(folder / "images", arguments.batch * (arguments.rounds + 2), side)
-        build = BuildConfig(modality="fundus", size=side, jobs=1)
-        build_dataset([folder / "images"], folder / "shards", build)
+        draw_shards(folder, arguments.batch * (arguments.rounds + 2), max(256, arguments.image_size))
         peak = measure_peak(arguments.precision, world.device)
         configs = {method: make_config(method, folder, arguments) for method in arguments.methods}
-        trainers = {
-            method: Trainer(config, folder / method, world, Telemetry()) for method, config in configs.items()
-        }
-        info = StepInfo(step=500, total_steps=1000, seed=0)  # past all warm-ups
-        first = next(iter(trainers.values()))
-        batches = [first.to_device(batch) for batch in next(first.stream.batches(0, 0))]
+        trainers = {method: create_trainer(config, world) for method, config in configs.items()}
+        info = late_step()
+        batches = first_batch(next(iter(trainers.values())))
         steps: dict[str, Callable[[], None]] = {
             method: lambda trainer=trainer: trainer.stepper.run(batches, info)
             for method, trainer in trainers.items()
@@ -198,7 +169,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Read the command line and join a process group of one."""
+    """Read the command line and measure."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -210,14 +181,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--methods", nargs="+", default=list(CONFIGS), choices=list(CONFIGS))
     parser.add_argument("--compile", action="store_true")
-    arguments = parser.parse_args()
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1")
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from cluster.launch import free_port
-
-    os.environ["MASTER_PORT"] = str(free_port())
-    run(arguments)
+    run(parser.parse_args())
 
 
 if __name__ == "__main__":
