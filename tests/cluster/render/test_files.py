@@ -257,7 +257,7 @@ def test_values_reach_the_command_as_they_were_given(output, value, source):
     for document in documents(config):
         for pod in pods(document):
             environment = {each["name"]: each.get("value") for each in pod["spec"]["containers"][0]["env"]}
-            assert expand(environment["GIVEN"], {}) == value
+            assert expand(environment["GIVEN"], {"HOME": "x"}) == value
             arguments = [expand(part, {"HOME": "x"}) for part in pod["spec"]["containers"][0].get("args", [])]
             if arguments[:1] == ["pretrain"]:
                 sets = [arguments[place + 1] for place, part in enumerate(arguments) if part == "--set"]

@@ -13,7 +13,7 @@ from cluster.render.quoting import quote_argument, quote_command, quote_yaml
 from shards.support.settings import parse_yaml
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=30)
-HOSTILE = "a \"b\" 'c' $(touch x) `x` $HOME ${IFS} \\ ; & | # : {y: 1} [*] !!int % \u2028 ~"
+HOSTILE = "a \"b\" 'c' $(touch x) `x` $(HOME) $$ $HOME ${IFS} \\ ; & | # : {y: 1} [*] !!int % \u2028 ~"
 
 
 def expand(text: str, environment: dict[str, str]) -> str:
