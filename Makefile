@@ -8,7 +8,7 @@ DATA   ?=
 # how often each random fault of `make soak` is repeated
 SOAK_REPEATS ?= 20
 
-.PHONY: setup demo test check bench soak constraints clean
+.PHONY: setup demo test check bench soak constraints launch-files clean
 
 setup: $(VENV)/.installed
 
@@ -55,9 +55,14 @@ soak: setup
 # from an empty environment, the newest versions that pyproject.toml allows
 constraints:
 	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
-	build/constraints/bin/python -m pip install --disable-pip-version-check --quiet '.[demo,dev]'
+	build/constraints/bin/python -m pip install --disable-pip-version-check --quiet '.[demo,dev,kuberay]'
 	{ echo '# Versions that `make setup` installs and CI tests; `make constraints` writes this file anew.'; \
 	  build/constraints/bin/python -m pip freeze | grep -vE '^(frepa|pip|setuptools|wheel)[= @]'; } > constraints.txt
+
+# what cluster/templates gives with the default settings
+launch-files: setup
+	for target in slurm kubernetes docker; do $(BIN)/frepa launch render --target $$target --out cluster/$$target; done
+	$(BIN)/frepa launch render --target kuberay --out cluster/kubernetes/kuberay
 
 clean:
 	rm -rf $(VENV) build dist runs

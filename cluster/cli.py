@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import traceback
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,11 +17,14 @@ import click
 
 from cluster.doctor_cli import doctor
 from cluster.evaluate_cli import evaluate_group
+from cluster.launch_cli import launch_group
 from cluster.model_cli import MODEL_COMMANDS
+from cluster.monitor_cli import monitor_group
 from cluster.options import FOLDER
 from cluster.shards_cli import shards_group
 from cluster.train_cli import TRAIN_COMMANDS
 from cluster.volume_cli import evaluate_volume
+from cluster.watch_cli import watch
 from shards.support.errors import ConfigError, DataError, FrepaError
 
 
@@ -38,7 +45,8 @@ def cli(debug: bool) -> None:
 cli.add_command(shards_group)
 evaluate_group.add_command(evaluate_volume)
 cli.add_command(evaluate_group)
-for command in (*TRAIN_COMMANDS, doctor, *MODEL_COMMANDS):
+cli.add_command(monitor_group)
+for command in (*TRAIN_COMMANDS, watch, doctor, launch_group, *MODEL_COMMANDS):
     cli.add_command(command)
 
 
@@ -62,13 +70,44 @@ def export(run: Path, out_dir: Path, step: int | None) -> None:
 @click.option("--probe", type=FOLDER, help="JSON result of `frepa evaluate probe` to show.")
 @click.option("--cka", type=FOLDER, help="JSON result of `frepa evaluate cka` to show.")
 @click.option("--note", "notes", multiple=True, help="A sentence for the top of the page; may be repeated.")
-def report(run: Path, out: Path | None, probe: Path | None, cka: Path | None, notes: tuple[str, ...]) -> None:
+@click.option(
+    "--every",
+    "seconds",
+    type=click.FloatRange(min=1),
+    help="Write it anew every so many seconds until the run ends, at the lowest priority.",
+)
+def report(
+    run: Path,
+    out: Path | None,
+    probe: Path | None,
+    cka: Path | None,
+    notes: tuple[str, ...],
+    seconds: float | None,
+) -> None:
     """Write a page about RUN: curves, reconstructions with spectra, HF tokens, evaluation, config."""
+    if seconds is not None:
+        os.nice(19)  # whatever it costs, training comes first
     from frepa_dist.evaluate.report import build_report
 
     out = out or run / "report.html"
-    build_report(run, out, probe=read_result(probe), cka=read_result(cka), notes=notes)
+    write = partial(build_report, run, out, probe=read_result(probe), cka=read_result(cka), notes=notes)
+    if seconds is None:
+        write()
+    else:
+        keep_writing(run, write, seconds)
     click.echo(f"report  {out}")
+
+
+def keep_writing(run: Path, write: Callable[..., None], seconds: float) -> None:
+    """Write the report of a run that goes on, until it ends or by Ctrl-C."""
+    import torch
+
+    from cluster.interrupts import interrupted_by
+    from frepa_dist.evaluate.report_live import keep_report
+
+    torch.set_num_threads(1)
+    with interrupted_by(signal.SIGINT, signal.SIGTERM) as stopped:
+        keep_report(run, lambda refresh: write(refresh_seconds=refresh), seconds, stopped)
 
 
 def read_result(path: Path | None) -> dict[str, Any] | None:

@@ -144,10 +144,7 @@ def count_steps(config: RunConfig, num_ranks: int) -> tuple[int, int]:
         num_ranks,
         config.train.micro_batch_size,
     )
-    batches = stream.num_batches(0)
-    return batches, config.train.steps or sum(
-        stream.num_batches(epoch) for epoch in range(config.train.epochs or 0)
-    )
+    return stream.num_batches(0), config.train.steps or stream.total_batches(config.train.epochs or 0)
 
 
 def check_data(config: RunConfig, num_ranks: int) -> Iterator[Finding]:

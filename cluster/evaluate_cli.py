@@ -90,6 +90,50 @@ def evaluate_reconstruct(
     click.echo(result.describe())
 
 
+@evaluate_group.command("segment")
+@click.argument("encoder")
+@click.argument("images", type=FOLDER)
+@click.option("--masks", type=FOLDER, required=True, help="CSV with filename,mask[,fov,mask2,split,patient].")
+@click.option("--mask-column", default="mask", show_default=True, help="Column of the masks to find.")
+@click.option("--fov-column", default="fov", show_default=True, help="Column of masks of what counts.")
+@click.option("--second-column", default="mask2", show_default=True, help="Column of another observer.")
+@click.option(
+    "--train", "train", multiple=True, metavar="KEY=VALUE", help="Setting of the training, such as epochs=40."
+)
+@click.option("--out", type=FOLDER, help="JSON file for the result.")
+@click.option(
+    "--seed", default=0, show_default=True, help="Of the split, the tiles, the start and the bootstrap."
+)
+def evaluate_segment(
+    encoder: str,
+    images: Path,
+    masks: Path,
+    mask_column: str,
+    fov_column: str,
+    second_column: str,
+    train: tuple[str, ...],
+    out: Path | None,
+    seed: int,
+) -> None:
+    """Segmentation: a light decoder on the frozen encoder; Dice, clDice and more on whole images.
+
+    Files are named relative to IMAGES. Pixels of a mask that are not 0 belong to it.
+    """
+    from frepa_dist.evaluate.pairs import Columns
+    from frepa_dist.evaluate.segment import SegmentTraining, run_segment
+    from shards.support.settings import apply_overrides, validate
+
+    result = run_segment(
+        encoder,
+        images,
+        masks,
+        columns=Columns(mask_column, fov_column, second_column),
+        training=validate(SegmentTraining, apply_overrides({"seed": seed}, train), where="--train"),
+    )
+    write_result(result.as_json(), out)
+    click.echo(result.describe())
+
+
 def write_result(result: dict[str, Any], out: Path | None) -> None:
     """Write a result as JSON where a file is named."""
     if out is not None:

@@ -1,7 +1,8 @@
 """Where a run's ranks are: on this machine alone, or on several that start the same command each.
 
 Told by options, by a hostfile (that of the `deepspeed` launcher), by Slurm's `srun`, or by the variables that
-Kubeflow's PyTorchJob sets in its pods.
+Kubeflow's PyTorchJob sets in its pods. In the pods of an indexed Job of Kubernetes, options say all but which
+of them this is.
 """
 
 from __future__ import annotations
@@ -77,7 +78,10 @@ def find_nodes(options: NodeOptions, environment: Mapping[str, str], default_ran
     if options.hostfile is not None:
         return _from_hostfile(options)
     if options.num_nodes is not None and options.num_nodes > 1:
-        if options.node_rank is None or options.master_addr is None:
+        rank = options.node_rank
+        if rank is None and "JOB_COMPLETION_INDEX" in environment:
+            rank = int(environment["JOB_COMPLETION_INDEX"])
+        if rank is None or options.master_addr is None:
             raise ConfigError(
                 "several nodes need to know each other",
                 where="--num-nodes",
@@ -85,7 +89,7 @@ def find_nodes(options: NodeOptions, environment: Mapping[str, str], default_ran
             )
         return _checked(
             (ranks,) * options.num_nodes,
-            options.node_rank,
+            rank,
             options.master_addr,
             options.master_port or DEFAULT_PORT,
         )

@@ -12,9 +12,8 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 from cluster.launch import Launch, free_shared_memory, launch_command, rank_environment, with_port
@@ -27,10 +26,10 @@ from frepa_dist.journal import append_event, read_outcome, write_outcome
 from frepa_dist.runs import CONFIG, HEARTBEATS, LOGS, OUTCOME, list_checkpoints
 from shards.stores.atomic import writing_to
 from shards.stores.store import lock_folder
-from shards.support.errors import EnvironmentFault, FrepaError
+from shards.support.errors import REQUEUE_CODE, EnvironmentFault, FrepaError
+from shards.support.signals import hearing
 from shards.support.telemetry import MetricsConfig
 
-REQUEUE_CODE = 75  # EX_TEMPFAIL of sysexits.h: batch systems are told to start this again
 Command = Callable[[Sequence[str], Nodes, str], list[str]]
 
 
@@ -89,7 +88,7 @@ class _Supervisor:
         budget = Budget(self._patience, self._checkpoint_step())
         if self._nodes.is_main and len(self._nodes.slots) > 1:
             (self._run_dir / OUTCOME).unlink(missing_ok=True)  # it would tell the others of an earlier job
-        with self._hearing():
+        with hearing(ASKING, self._hear):
             while True:
                 found = self._try_start()
                 if found == "done":
@@ -224,17 +223,7 @@ class _Supervisor:
             command = "frepa pretrain --or-resume ..."
         self._say(f"stopped as asked; `{command}` goes on {self._from_where()}")
 
-    @contextlib.contextmanager
-    def _hearing(self) -> Iterator[None]:
-        """Take requests to stop."""
-
-        def hear(number: int, _: FrameType | None) -> None:
-            self._requests.at_once |= number == signal.SIGINT and self._requests.stop
-            self._requests.stop = True
-
-        previous = {number: signal.signal(number, hear) for number in ASKING}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+    def _hear(self, number: int) -> None:
+        """Take a request to stop."""
+        self._requests.at_once |= number == signal.SIGINT and self._requests.stop
+        self._requests.stop = True

@@ -80,18 +80,27 @@ def check_unused(run_dir: Path) -> None:
         )
 
 
+def check_run_folder(run_dir: Path) -> None:
+    """Make sure that a folder is a run's.
+
+    Raises:
+        DataError: it is not.
+    """
+    if not (run_dir / CONFIG).is_file():
+        raise DataError(
+            "not a run folder: it has no config.yaml", where=run_dir, fix="name the `output` of a run"
+        )
+
+
 def load_run_config(run_dir: Path) -> RunConfig:
-    """The resolved configuration of a run.
+    """The resolved configuration of a run; it imports torch.
 
     Raises:
         DataError: the folder is no run.
     """
     from frepa_dist.config import RunConfig
 
-    if not (run_dir / CONFIG).is_file():
-        raise DataError(
-            "not a run folder: it has no config.yaml", where=run_dir, fix="name the `output` of a run"
-        )
+    check_run_folder(run_dir)
     return load_settings(RunConfig, run_dir / CONFIG)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,14 +14,17 @@ from frepa_dist.journal import read_outcome
 from frepa_dist.runs import (
     EVENTS,
     HEARTBEATS,
+    OUTCOME,
+    check_run_folder,
     list_checkpoints,
-    load_run_config,
     read_json_lines,
     read_metrics,
 )
 
 # heartbeats come every second while steps take less; a step, a start or a checkpoint may take minutes
 QUIET_SECONDS = 60.0
+# an outcome that a supervisor answers by a restart is taken away before
+SETTLED_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -103,9 +107,14 @@ def describe_run(run_dir: Path) -> RunStatus:
     Raises:
         DataError: the folder is no run.
     """
-    load_run_config(run_dir)
-    events = read_json_lines(run_dir / EVENTS)
-    metrics = read_metrics(run_dir)
+    check_run_folder(run_dir)
+    return summarize(run_dir, read_json_lines(run_dir / EVENTS), read_metrics(run_dir))
+
+
+def summarize(
+    run_dir: Path, events: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, Any]]
+) -> RunStatus:
+    """As `describe_run`, for who has read the records already: all events, and at least the last metrics."""
     counts: dict[str, int] = {}
     for event in events:
         counts[event["event"]] = counts.get(event["event"], 0) + 1
@@ -118,7 +127,7 @@ def describe_run(run_dir: Path) -> RunStatus:
         step=_step(outcome, metrics),
         total_steps=starts[-1]["total_steps"] if starts else -1,
         checkpoints=[int(path.name.removeprefix("step-")) for path in list_checkpoints(run_dir)],
-        metrics=metrics[-1] if metrics else {},
+        metrics=dict(metrics[-1]) if metrics else {},
         restarts=counts.get("restart", 0),
         faults=[event["cause"] for event in events if event["event"] == "fault"],
         events=counts,
@@ -127,7 +136,19 @@ def describe_run(run_dir: Path) -> RunStatus:
     )
 
 
-def _step(outcome: dict[str, Any] | None, metrics: list[dict[str, Any]]) -> int:
+def is_over(run_dir: Path) -> bool:
+    """Whether nothing more will come of a run by itself: it is done, or ended and was not started again."""
+    outcome = read_outcome(run_dir)
+    if outcome is None:
+        return False
+    try:
+        age = time.time() - (run_dir / OUTCOME).stat().st_mtime
+    except OSError:
+        return False
+    return outcome["outcome"] == "done" or age > SETTLED_SECONDS
+
+
+def _step(outcome: dict[str, Any] | None, metrics: Sequence[Mapping[str, Any]]) -> int:
     ended: int = outcome["step"] if outcome else -1
     logged: int = metrics[-1]["step"] if metrics else -1
     return ended if ended >= 0 else logged

@@ -13,7 +13,9 @@ def test_a_fault(s3, faults):               # the environment points to the prox
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -73,3 +75,12 @@ def faults(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     with FaultProxy(s3.server.endpoint) as proxy:
         set_environment(monkeypatch, proxy.endpoint)
         yield proxy
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real images that FREPA_TEST_DATA names; without it the test is skipped."""
+    folder = os.environ.get("FREPA_TEST_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("FREPA_TEST_DATA does not name a folder of real images")
+    return Path(folder)

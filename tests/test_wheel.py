@@ -21,10 +21,13 @@ def test_the_wheel_runs_from_a_clean_folder(tmp_path):
     code = (
         "import sys, site, sysconfig; sys.path[:0] = [sys.argv.pop(1)]\n"
         "sys.path.append(sysconfig.get_paths()['purelib'])\n"
-        "import cluster.cli, shards.support.settings as s\n"
+        "import cluster.cli, shards.support.settings as s, cluster.monitoring.render as m\n"
+        "from pathlib import Path; m.render(Path('monitoring'), m.Places(Path('targets')))\n"
         "print(cluster.cli.__file__, s.find_config('demo/retmae'))"
     )
     run = [sys.executable, "-S", "-c", code, str(site)]
     result = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count(str(site)) == 2
+    rendered = {path.name for path in (tmp_path / "monitoring").rglob("*.*")}
+    assert {"prometheus.yml", "alerts.yml", "run.json"} <= rendered

@@ -79,7 +79,7 @@ def bench_tasks() -> None:
             maps = store_maps(Stub(32, 16), images, volumes, root, CPU, num=64)
             settings = VolumeSettings(num_slices=8, overlap=2, width=64, depth=2)
             training = VolumeTraining(
-                epochs=60, batch_volumes=16, learning_rate=2e-3, weight_decay=0.5, seed=seed
+                epochs=60, batch_size=16, learning_rate=2e-3, weight_decay=0.5, seed=seed
             )
             heads = compare_heads(None, 32, maps, data, settings, training, CPU, num_resamples=200)
             for title, head in zip(("between slices", "2D control"), heads, strict=True):
@@ -172,7 +172,7 @@ def bench_real(source: Path, encoders: list[str], num: int = 8) -> None:
                 return maps(0, orders[number][rows.clip(0)])
 
             for seed in SEEDS:
-                training = VolumeTraining(epochs=40, batch_volumes=16, learning_rate=5e-4, seed=seed)
+                training = VolumeTraining(epochs=40, batch_size=16, learning_rate=5e-4, seed=seed)
                 # patches of half a side: few images, so few tokens
                 patch = maps(0, np.zeros((1, 1), np.int64)).shape[-1] // 2
                 settings = VolumeSettings(num_slices=num, overlap=0, width=64, depth=2, patch=patch)

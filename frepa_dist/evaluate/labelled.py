@@ -115,39 +115,59 @@ def _from_folders(images: Path) -> LabeledImages:
     return LabeledImages(paths, labels, splits, None, 0)
 
 
-def _from_csv(images: Path, table: Path, label_column: str) -> LabeledImages:
+def read_rows(table: Path, required: Collection[str]) -> tuple[list[str], list[dict[str, str]]]:
+    """Read a table of images: its header, and its rows with empty text where a cell is missing.
+
+    Args:
+        table: a CSV file in UTF-8.
+        required: columns that have to be there.
+
+    Raises:
+        ConfigError: a column is missing.
+        DataError: the file cannot be read, or lists a file twice.
+    """
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             header = list(reader.fieldnames or [])
-            rows = list(reader)
+            rows = [{name: row[name] or "" for name in header} for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
-            f"the labels cannot be read: {error}", where=table, allowed="a CSV file in UTF-8"
+            f"the table cannot be read: {error}", where=table, allowed="a CSV file in UTF-8"
         ) from error
-    for column in (FILENAME, label_column):
+    for column in required:
         if column not in header:
             raise ConfigError(
                 f"there is no column '{column}'",
                 where=table,
                 allowed=f"the columns of the file: {', '.join(header) or '(none)'}",
-                fix="name the column of labels with --label-column; that of files is called 'filename'",
+                fix="name the column (--label-column, --mask-column); that of files is called 'filename'",
             )
     repeated = [name for name, count in Counter(row[FILENAME] for row in rows).items() if count > 1]
     if repeated:
         raise DataError(f"{len(repeated)} files are listed twice, such as {repeated[0]}", where=table)
+    return header, rows
+
+
+def _from_csv(images: Path, table: Path, label_column: str) -> LabeledImages:
+    header, rows = read_rows(table, (FILENAME, label_column))
     return LabeledImages(
-        paths=[images / (row[FILENAME] or "") for row in rows],
-        labels=[(row[label_column] or "").strip() for row in rows],
-        splits=[_split_of(row[SPLIT], table) for row in rows] if SPLIT in header else None,
-        patients=_patients([row[PATIENT] or "" for row in rows]) if PATIENT in header else None,
+        paths=[images / row[FILENAME] for row in rows],
+        labels=[row[label_column].strip() for row in rows],
+        splits=[split_of(row[SPLIT], table) for row in rows] if SPLIT in header else None,
+        patients=_patients([row[PATIENT] for row in rows]) if PATIENT in header else None,
         num_left_out=0,
     )
 
 
-def _split_of(name: str | None, table: Path) -> str:
+def split_of(name: str, table: Path) -> str:
+    """Find out whether a row is of the `train` or the `test` part.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
     try:
-        return SPLITS[(name or "").strip().lower()]
+        return SPLITS[name.strip().lower()]
     except KeyError:
         allowed = f"{', '.join(sorted(SPLITS))}; or no column 'split' at all, to have one made"
         raise ConfigError(f"unknown split '{name}'", where=table, allowed=allowed) from None

@@ -10,24 +10,19 @@ Shapes: n images, D width, K classes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from frepa_dist.evaluate.features import extract_features, load_encoder
 from frepa_dist.evaluate.labelled import LabeledImages, read_labeled
-from shards.read.draws import sample_rng
+from frepa_dist.evaluate.scores import Bool, Float64, Int64, bootstrap_intervals, macro_auroc
 from shards.support.errors import DataError
 from shards.support.progress import track
 from shards.support.settings import Settings
-
-Float64 = npt.NDArray[np.float64]
-Int64 = npt.NDArray[np.int64]
-Bool = npt.NDArray[np.bool_]
 
 C_GRID = tuple(10.0**power for power in range(-5, 3))  # inverse strength of the L2 penalty
 NUM_FOLDS = 5  # of the cross-validation
@@ -133,7 +128,7 @@ def run_probe(
     c, inner = choose_c(x[~is_test], y[~is_test], None if groups is None else groups[~is_test], seed)
     scores = fit(x[~is_test], y[~is_test], c).scores(x[is_test])
     test_groups = None if groups is None else groups[is_test]
-    low, high = bootstrap_interval(scores, y[is_test], test_groups, num_resamples, seed)
+    ((low, high),) = bootstrap_intervals(scores, y[is_test], test_groups, num_resamples, seed)
     return ProbeResult(
         encoder=loaded.name,
         images=str(images),
@@ -266,59 +261,3 @@ def choose_c(
     ]
     best = int(np.argmax(means))
     return C_GRID[best], means[best]
-
-
-def auroc(scores: Float64, positive: Bool) -> float:
-    """Area under the ROC curve: the chance that a positive scores higher than a negative, ties count half.
-
-    Args:
-        scores: (n,).
-        positive: (n,), with at least one of either kind.
-    """
-    num = int(positive.sum())
-    ranks = rankdata(scores)
-    return float((ranks[positive].sum() - num * (num + 1) / 2) / (num * (len(scores) - num)))
-
-
-def macro_auroc(scores: Float64, y: Int64) -> float:
-    """Mean over the K classes of the AUROC of one against the rest; of two classes, both are the same number.
-
-    Args:
-        scores: (n, K).
-        y: (n,) classes, each of the K there.
-    """
-    return float(np.mean([auroc(scores[:, k], y == k) for k in range(scores.shape[1])]))
-
-
-def bootstrap_interval(
-    scores: Float64,
-    y: Int64,
-    groups: Int64 | None,
-    num_resamples: int,
-    seed: int,
-    *,
-    measure: Callable[[Float64, Int64], float] = macro_auroc,
-) -> tuple[float, float]:
-    """95% percentile interval of the AUROC over test images, or patients, drawn with replacement.
-
-    A resample that lacks a class has no AUROC and is drawn again.
-
-    Args:
-        scores: (n, K) of the test part.
-        y: (n,) classes.
-        groups: (n,) patients, or None.
-        num_resamples: how often.
-        seed: of the draws.
-        measure: what to measure of scores and classes instead of the AUROC.
-    """
-    rng = sample_rng(seed, 0, 0, "bootstrap")
-    units = np.arange(len(y)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    members = [np.flatnonzero(units == unit) for unit in range(units.max() + 1)]
-    num_classes = scores.shape[1]
-    values: list[float] = []
-    while len(values) < num_resamples:
-        drawn = np.concatenate([members[unit] for unit in rng.integers(len(members), size=len(members))])
-        if len(np.unique(y[drawn])) == num_classes:
-            values.append(measure(scores[drawn], y[drawn]))
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)

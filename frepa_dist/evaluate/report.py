@@ -49,6 +49,7 @@ def build_report(
     probe: Result | Sequence[Result] | None = None,
     cka: Result | None = None,
     notes: Sequence[str] = (),
+    refresh_seconds: float | None = None,
 ) -> None:
     """Write the page about a run, one self-contained file.
 
@@ -60,6 +61,7 @@ def build_report(
         probe: results of `frepa evaluate probe`, as JSON data; several to be shown beside each other.
         cka: result of `frepa evaluate cka`, as JSON data.
         notes: sentences for the top of the page.
+        refresh_seconds: how often a browser reads the page again, while it is kept up to date.
 
     Raises:
         DataError: `run_dir` is no run, or a result is not one.
@@ -71,7 +73,9 @@ def build_report(
     similarity = None if cka is None else _read(CkaResult, cka)
     outcome, environment = _read_json(run_dir / OUTCOME), _read_json(run_dir / ENVIRONMENT)
 
-    page = Page(f"{config.method.name} run: {run_dir.resolve().name}", _subtitle(config))
+    page = Page(f"{config.method.name} run: {run_dir.resolve().name}", _subtitle(config), refresh_seconds)
+    if refresh_seconds is not None:
+        page.note(f"The run goes on. This page is read again every {refresh_seconds:g} seconds.")
     for note in notes:
         page.note(note)
     add_summary(page, config, records, outcome, environment)
@@ -95,9 +99,10 @@ def _read(kind: type[R], data: Result) -> R:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """A small file of the run, empty where it is not there."""
-    if not path.is_file():
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:  # or no longer there: a run that is started again takes its outcome away
         return {}
-    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return data
 
 
@@ -120,6 +125,7 @@ def add_summary(
     speeds = [r["samples_per_second"] for r in records[1:] or records]
     batch = config.train.global_batch_size
     state = outcome.get("outcome", "not ended, or ended without a word")
+    steps = max(last.get("step", 0), outcome.get("step", 0))  # not every step is logged
     packages = ", ".join(f"{name} {number}" for name, number in environment.get("packages", {}).items())
     page.table(
         ["", ""],
@@ -127,7 +133,7 @@ def add_summary(
             ("state", state),
             (
                 "length",
-                f"{last.get('step', 0)} steps of {batch} images: {last.get('step', 0) * batch:,} images seen",
+                f"{steps} steps of {batch} images: {steps * batch:,} images seen",
             ),
             ("last loss", f"{last['loss']:.4f}" if last else "nothing logged yet"),
             ("speed", f"{sum(speeds) / len(speeds):.1f} images per second" if speeds else ""),
@@ -147,13 +153,17 @@ def add_curves(page: Page, records: Sequence[Result]) -> None:
         return
     names = dict.fromkeys(name for record in records for name in record)
     losses = [name for name in names if name == "loss" or name.startswith("loss/")]
+    guards = [name for name in names if name.startswith("guard/")]
+    quiet = {name for name in guards if not any(record.get(name) for record in records)}
     panels: dict[str, list[str]] = {name: [name] for name in losses}
     for name in names:
         group, slash, _ = name.partition("/")
-        if slash and group not in ("loss", "time"):
+        if slash and group not in ("loss", "time") and name not in quiet:
             panels.setdefault(group, []).append(name)
-    panels["lr"] = ["lr"]
+    panels["lr"] = ["lr", *panels.pop("lr", [])]
     page.text("Each point is a mean over the steps since the one before.")
+    if guards and len(quiet) == len(guards):
+        page.text("No guard acted: no step was skipped, no loss was called a spike.")
     titled = {group if len(members) > 1 else members[0]: members for group, members in panels.items()}
     page.gallery(
         [(curve_figure(records, title, members), "") for title, members in titled.items()], columns=3

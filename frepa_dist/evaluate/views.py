@@ -73,12 +73,17 @@ def read_pixels(path: Path, size: int) -> Pixels:
     Raises:
         DataError: it cannot be read, or is no image.
     """
-    image = _decode(path)
+    image = decode_file(path)
     pixels = apply_crop(image, center_crop(*image.shape[:2]), size)
     return three_planes(pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 
-def _decode(path: Path) -> Pixels:
+def decode_file(path: Path) -> Pixels:
+    """Decode an image file, (H, W) or (H, W, 3) uint8.
+
+    Raises:
+        DataError: it cannot be read, or is no image.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -223,7 +228,7 @@ def _view_of_sample(reader: ShardReader, shard: int, row: int, config: StreamCon
 
 
 def _view_of_file(path: Path, params: HFParams, grid: Grid) -> View:
-    image = resize_to_canonical(_decode(path), CANONICAL_SIZE)
+    image = resize_to_canonical(decode_file(path), CANONICAL_SIZE)
     cell = max(1, grid.patch_size // CELLS_PER_PATCH)
     sample = Sample(path.name, image, hf_map(hf_response(image, params), cell), num_bytes=0)
     return _center_view(sample, _stream_config(path.parent, grid))

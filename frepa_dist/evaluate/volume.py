@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from frepa_dist.evaluate.features import load_encoder
-from frepa_dist.evaluate.probe import Float64, Int64, bootstrap_interval, macro_auroc
+from frepa_dist.evaluate.heads import seeded
+from frepa_dist.evaluate.scores import accuracy, bootstrap_intervals, macro_auroc
 from frepa_dist.evaluate.volume_data import (
     LabeledVolumes,
     Load,
@@ -33,7 +34,6 @@ from frepa_dist.evaluate.volume_training import (
     Body,
     VolumeTraining,
     predict_classes,
-    seeded,
     train_classifier,
 )
 from frepa_dist.models.volume import ClassificationHead, SliceMixer, VolumeEncoder, VolumeSettings
@@ -180,11 +180,6 @@ def map_width(encoder: SliceEncoder, size: int, device: torch.device) -> int:
     return found.shape[1]
 
 
-def accuracy(scores: Float64, y: Int64) -> float:
-    """Share of rows (n, K) whose highest score is that of the class (n,)."""
-    return float((scores.argmax(axis=1) == y).mean())
-
-
 def _judge(
     body: Body,
     head: ClassificationHead,
@@ -202,10 +197,9 @@ def _judge(
     scores = predict_classes(body, head, load, slots, test)
     seconds = time.perf_counter() - trained
     y, groups = data.y[test], data.groups[test]
-    intervals = [
-        bootstrap_interval(scores, y, groups, num_resamples, training.seed, measure=measure)
-        for measure in (macro_auroc, accuracy)
-    ]
+    intervals = bootstrap_intervals(
+        scores, y, groups, num_resamples, training.seed, (macro_auroc, accuracy)
+    ).tolist()
     learning: Sequence[Tensor] = [p for m in (body, head) for p in m.parameters() if p.requires_grad]
     return HeadResult(
         auroc=macro_auroc(scores, y),

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from frepa_dist.evaluate.probe import Int64
+from frepa_dist.evaluate.heads import run_steps, seeded
+from frepa_dist.evaluate.scores import Int64
 from frepa_dist.evaluate.volume_training import (
     MEASURED,
     WINDOWS_AT_ONCE,
     VolumeTraining,
     draw_windows,
-    run_steps,
-    seeded,
     some_windows,
     standardize_input,
 )
@@ -134,7 +133,9 @@ def train_dense(
 
         measured = ((v.images, slot.rows[0]) for v, slot in zip(volumes[:MEASURED], slots, strict=False))
         standardize_input(body, (images[rows[None, rows >= 0]] for images, rows in measured))
-        run_steps([body, head], loss_of, np.arange(len(volumes)), training, "dense volume head")
+        run_steps(
+            [body, head], loss_of, np.arange(len(volumes)), training, "dense volume head", slow=[encoder]
+        )
     learned = sum(p.numel() for module in (body, head) for p in module.parameters() if p.requires_grad)
     return body, head, _judge(body, head, test_volumes, num_classes, learned)
 

@@ -280,6 +280,8 @@ class Method(ABC):
     ) -> Losses | None:
         """Compute the loss of one opponent on what `losses` left of the same micro-batch.
 
+        A method with opponents has to define it; one without is never asked.
+
         Args:
             name: of the opponent in `submodules`.
             nets: the weights of `nets[name]` take gradients here. It may be called several times, with inputs
@@ -290,7 +292,7 @@ class Method(ABC):
         Returns:
             None where the opponent rests in this step, then on all ranks and for all micro-batches.
         """
-        raise NotImplementedError(f"{type(self).__name__} has opponents and no losses for them")
+        return None
 
     def after_step(self, info: StepInfo, comm: Comm) -> None:  # noqa: B027 (most methods hold no state)
         """Advance moving averages; called once per global batch by all ranks."""

@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 from frepa_dist.config import RunConfig
 from frepa_dist.heartbeats import Heartbeat, heartbeat_path
-from frepa_dist.journal import Outcome
+from frepa_dist.journal import Outcome, append_event, write_outcome
 from frepa_dist.runs import (
     CONFIG,
     ENVIRONMENT,
@@ -40,17 +40,16 @@ from frepa_dist.train.checkpoint.copies import check_place_is_free, find_newest
 from frepa_dist.train.engines import World, process_group
 from frepa_dist.train.failures import translate
 from frepa_dist.train.loop import Trainer
-from frepa_dist.train.records import append_event, describe_environment, write_outcome
+from frepa_dist.train.records import describe_environment
 from frepa_dist.train.stop import Control, stop_when_closed
 from shards.dataset import load_snapshot
 from shards.stores.atomic import replace_text
 from shards.stores.store import is_remote, lock_folder
-from shards.support.errors import ConfigError, DataError, FrepaError
+from shards.support.errors import REQUEUE_CODE, ConfigError, DataError, FrepaError
 from shards.support.settings import dump_yaml, load_settings
 from shards.support.targets import unique_label
 from shards.support.telemetry import Telemetry
 
-REQUEUE_CODE = 75  # EX_TEMPFAIL of sysexits.h: batch systems are told to start this again
 # with the supervisor gone, this long for the checkpoint before a rank ends itself
 ORPHAN_SECONDS = 600
 

@@ -18,10 +18,10 @@ from typing import Any
 import torch.distributed as dist
 
 from frepa_dist.config import GuardConfig
+from frepa_dist.journal import append_event, append_line
 from frepa_dist.runs import KEYS, read_json_lines
 from frepa_dist.train.engines import World
 from frepa_dist.train.guards import Reading
-from frepa_dist.train.records import append_event, append_line
 from shards.stores.atomic import replace_text
 
 Place = tuple[int, int]  # epoch, and batch in it

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from frepa_dist.config import RunConfig
+from frepa_dist.journal import append_event, append_line
 from frepa_dist.methods.base import StepInfo
 from frepa_dist.methods.registry import create_method
 from frepa_dist.runs import METRICS
@@ -20,7 +21,7 @@ from frepa_dist.train.guards import Reading
 from frepa_dist.train.ledger import Ledger, Watch
 from frepa_dist.train.live import LiveMetrics
 from frepa_dist.train.monitors import Monitors
-from frepa_dist.train.records import Averages, PhaseTimer, append_event, append_line, truncate_metrics
+from frepa_dist.train.records import Averages, PhaseTimer, truncate_metrics
 from frepa_dist.train.schedule import learning_rate, opponent_learning_rate
 from frepa_dist.train.step import Batch, Stepper
 from frepa_dist.train.stop import Control
@@ -62,7 +63,7 @@ class Trainer:
         dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
         self.method = create_method(config.method, compute_dtype=dtype)
         self.submodules = Submodules(self.method, train, accumulation, world)
-        self.total_steps = train.steps or self._steps_of(train.epochs or 0)
+        self.total_steps = train.steps or self.stream.total_batches(train.epochs or 0)
         self.step = self.epoch = self.batches_applied = 0
         self.timer, self.averages = PhaseTimer(self.live.spend), Averages()
         skip = train.guard.skip_spikes
@@ -76,9 +77,6 @@ class Trainer:
         )
         self.live.begin(self.step, self.total_steps)
         self.monitors = Monitors(train.deepspeed if world.is_main else {}, run_dir)
-
-    def _steps_of(self, epochs: int) -> int:
-        return sum(self.stream.num_batches(epoch) for epoch in range(epochs))
 
     def begin_again(self) -> None:
         """Drop what a start before the first checkpoint has written; all ranks must call it."""

@@ -15,20 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frepa_dist.journal import append_event, append_line, write_outcome
 from frepa_dist.runs import METRICS, read_metrics
 from frepa_dist.train.engines import World
 from shards.stores.atomic import replace_text
-
-__all__ = [
-    "Averages",
-    "PhaseTimer",
-    "append_event",
-    "append_line",
-    "describe_environment",
-    "truncate_metrics",
-    "write_outcome",
-]
 
 
 class PhaseTimer:

@@ -7,19 +7,18 @@ reduction runs beside the next step (gloo, CPU tensor: no device is waited for) 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from types import FrameType
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
 from frepa_dist.heartbeats import Heartbeat
+from shards.support.signals import hearing
 
 if TYPE_CHECKING:
     from frepa_dist.train.engines import World
@@ -51,19 +50,9 @@ class Control:
         self._asked = True
         self.heartbeat.stopping()
 
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> AbstractContextManager[None]:
         """Take SIGTERM and SIGUSR1 as requests to stop; only in the main thread."""
-
-        def hear(_: int, __: FrameType | None) -> None:
-            self.ask()
-
-        previous = {number: signal.signal(number, hear) for number in STOP_SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        return hearing(STOP_SIGNALS, lambda _: self.ask())
 
     def join(self, world: World) -> None:
         """Make the side group in which ranks agree; all ranks must call it."""

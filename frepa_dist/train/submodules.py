@@ -20,6 +20,7 @@ from frepa_dist.train.ema import EmaSubmodule, PartitionedEma, Teacher
 from frepa_dist.train.engines import EngineSubmodule, World, student_settings
 from frepa_dist.train.opponent import OpponentSubmodule
 from frepa_dist.train.schedule import learning_rate, opponent_learning_rate
+from shards.support.errors import ConfigError
 
 
 class PlainSubmodule:
@@ -58,6 +59,21 @@ class PlainSubmodule:
         self.optimizer.zero_grad(set_to_none=True)
 
 
+def check_opponents(method: Method, specs: Mapping[str, SubmoduleSpec]) -> None:
+    """Make sure that a method's opponents have losses to learn from.
+
+    Raises:
+        ConfigError: they would rest for ever.
+    """
+    opponents = [name for name, spec in specs.items() if spec.kind == "opponent"]
+    if opponents and type(method).opponent_losses is Method.opponent_losses:
+        raise ConfigError(
+            f"method '{method.name}' has opponents ({', '.join(opponents)}) and no losses for them",
+            where="method.name",
+            fix=f"define opponent_losses in {type(method).__qualname__}",
+        )
+
+
 class Submodules:
     """All submodules of a method, built in an order that lets a teacher find its student.
 
@@ -65,10 +81,14 @@ class Submodules:
         student: the one of kind `engine`.
         opponents, teachers, plain, frozen: the others by name.
         nets: what a method calls, by name.
+
+    Raises:
+        ConfigError: the method has opponents, and no losses for them.
     """
 
     def __init__(self, method: Method, config: TrainConfig, accumulation: int, world: World) -> None:
         specs = method.submodules()
+        check_opponents(method, specs)
         assert [name for name, spec in specs.items() if spec.kind == "engine"] == ["student"]
         # every rank builds the same weights
         torch.manual_seed(config.seed)

@@ -35,8 +35,6 @@ from shards.formats.intensity import IntensityRule, to_stored
 from shards.formats.magic import HEAD_BYTES, sniff
 from shards.stores.blobs import Blob
 
-HIGHEST_MAX_PIXELS = 178_000_000  # Pillow refuses more by itself (2 x its MAX_IMAGE_PIXELS)
-
 _ORIENTATION_TAG = 0x0112
 _BITS_PER_SAMPLE_TAG = 258
 _PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 262, 0

@@ -84,6 +84,14 @@ class SampleStream:
         """
         return count_batches(self._counts, self._exclusions, self._order, epoch, modalities=self._modalities)
 
+    def total_batches(self, num_epochs: int) -> int:
+        """Global batches of the first epochs; they may differ in length where modalities are weighted.
+
+        Raises:
+            ConfigError, DataError: as `num_batches`.
+        """
+        return sum(map(self.num_batches, range(num_epochs)))
+
     def batches(self, epoch: int, start_batch: int = 0) -> Iterator[list[MicroBatch]]:
         """Read this rank's part of the global batches from `start_batch` to the end of the epoch.
 

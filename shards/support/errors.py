@@ -1,10 +1,13 @@
 """Errors for people: what was wrong, where, what is allowed, how to mend it; each with a stable exit code.
 
 Exit codes: 0 done, 1 bug, 2 usage or configuration, 3 data, 4 training diverged, 5 environment
-(disk, port, store).
+(disk, port, store), 75 stopped as asked.
 """
 
 from __future__ import annotations
+
+REQUEUE_CODE = 75
+"""EX_TEMPFAIL of sysexits.h: batch systems are told to start this again."""
 
 
 class FrepaError(Exception):

@@ -75,10 +75,11 @@ class Page:
     Args:
         title: the page's title and first heading.
         subtitle: one line below the title.
+        refresh_seconds: how often a browser that shows the page reads it again; None: never.
     """
 
-    def __init__(self, title: str, subtitle: str = "") -> None:
-        self._title, self._subtitle = title, subtitle
+    def __init__(self, title: str, subtitle: str = "", refresh_seconds: float | None = None) -> None:
+        self._title, self._subtitle, self._refresh_seconds = title, subtitle, refresh_seconds
         self._parts: list[str] = []
         self._contents: list[tuple[str, str]] = []
         self._anchors: set[str] = set()
@@ -184,11 +185,14 @@ class Page:
         title = html.escape(self._title)
         subtitle = f'<p class="subtitle">{html.escape(self._subtitle)}</p>\n' if self._subtitle else ""
         items = "".join(f'<li><a href="#{name}">{html.escape(t)}</a></li>' for name, t in self._contents)
+        refresh = ""
+        if self._refresh_seconds is not None:
+            refresh = f'<meta http-equiv="refresh" content="{max(1, round(self._refresh_seconds))}">\n'
         contents = f'<nav aria-label="Contents"><ol>{items}</ol></nav>\n' if len(self._contents) > 1 else ""
         return (
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f'{refresh}<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
             f"<header>\n<h1>{title}</h1>\n{subtitle}</header>\n{contents}<main>\n"
             + "\n".join(self._parts)

@@ -16,18 +16,24 @@ def assert_one_line_error(result: Ended, code: int, *words: str) -> None:
         assert word in lines[0]
 
 
-def test_help_imports_nothing_heavy():
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [(["--help"], "shards build"), (["status", "{tmp}"], "state        killed")],
+    ids=["help", "status"],
+)
+def test_what_has_to_be_quick_imports_nothing_heavy(tmp_path, arguments, shown):
+    (tmp_path / "config.yaml").touch()
     code = (
-        "import sys; sys.argv = ['frepa', '--help']\n"
-        "import cluster.cli\n"
+        "import sys, cluster.cli, cluster.train_cli\n"
         "try: cluster.cli.main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'deepspeed', 'ray', 'cv2', 'numpy', 'timm', 'matplotlib'}\n"
+        "heavy = {'torch', 'deepspeed', 'ray', 'cv2', 'numpy', 'timm', 'matplotlib', 'jinja2'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code, *(part.format(tmp=tmp_path) for part in arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
-    assert "shards build" in result.stdout
+    assert shown in result.stdout
 
 
 @pytest.mark.parametrize(

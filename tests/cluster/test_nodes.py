@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cluster.nodes import NodeOptions, Nodes, expand_hostlist, find_nodes, read_hostfile
@@ -67,6 +69,18 @@ def test_a_pytorchjob_says_where_the_pods_are():
     assert find_nodes(NodeOptions(), KUBEFLOW, 4) == Nodes((4, 4), 1, "job-master-0", 23456)
     with pytest.raises(ConfigError, match="elasticPolicy"):
         find_nodes(NodeOptions(), {**KUBEFLOW, "PET_NNODES": "1:4"}, 4)
+
+
+def test_an_indexed_job_says_which_of_its_pods_this_is():
+    named = NodeOptions(num_nodes=3, master_addr="job-0.job")
+    index = {"JOB_COMPLETION_INDEX": "2"}
+    assert find_nodes(named, index, 4) == Nodes((4, 4, 4), 2, "job-0.job", 29500)
+    assert find_nodes(replace(named, node_rank=1), index, 4).node_rank == 1
+    assert find_nodes(NodeOptions(), index, 4) == Nodes((4,))  # a job of single pods
+    with pytest.raises(ConfigError, match="--master-addr"):
+        find_nodes(replace(named, master_addr=None), index, 4)
+    with pytest.raises(ConfigError, match="allowed: 0 to 2"):
+        find_nodes(named, {"JOB_COMPLETION_INDEX": "3"}, 4)
 
 
 def test_options_come_first():

@@ -12,11 +12,12 @@ import torch
 import torch.distributed as dist
 
 from frepa_dist.config import RunConfig
+from frepa_dist.journal import append_event
 from frepa_dist.train.checkpoint.files import TensorReader, join_state
 from frepa_dist.train.checkpoint.folders import remove_newer
 from frepa_dist.train.checkpoint.pieces import restore_submodules
 from frepa_dist.train.engines import World
-from frepa_dist.train.records import append_event, describe_environment
+from frepa_dist.train.records import describe_environment
 from frepa_dist.train.submodules import Submodules
 from shards.support.errors import ConfigError, DataError
 

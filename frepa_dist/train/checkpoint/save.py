@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from frepa_dist.config import RunConfig
+from frepa_dist.journal import append_event
 from frepa_dist.train.checkpoint.copies import Copies
 from frepa_dist.train.checkpoint.files import Layout, split_state
 from frepa_dist.train.checkpoint.folders import Retention, remove_remains
@@ -33,7 +34,7 @@ from frepa_dist.train.checkpoint.pieces import replicated_stretches, stretches_o
 from frepa_dist.train.checkpoint.resume import FORMAT
 from frepa_dist.train.checkpoint.write import Job, Writer
 from frepa_dist.train.engines import World
-from frepa_dist.train.records import append_event, describe_environment
+from frepa_dist.train.records import describe_environment
 from frepa_dist.train.submodules import Submodules
 from shards.support.errors import DivergedError, EnvironmentFault
 

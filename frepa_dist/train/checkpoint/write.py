@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from frepa_dist.journal import append_event
 from frepa_dist.runs import CHECKPOINTS, LATEST, MANIFEST, STUDENT_WEIGHTS, checkpoint_name
 from frepa_dist.train.checkpoint.copies import Copies
 from frepa_dist.train.checkpoint.files import Layout, TensorReader, Written, rank_file, write_bytes, writing
@@ -23,7 +24,6 @@ from frepa_dist.train.checkpoint.folders import PARTIAL, Retention, remove_check
 from frepa_dist.train.checkpoint.pieces import MASTER, engine_parts
 from frepa_dist.train.checkpoint.resume import STATE
 from frepa_dist.train.engines import EngineSubmodule, World
-from frepa_dist.train.records import append_event
 from shards.stores.atomic import replace_text, sync_folder
 from shards.support.errors import DivergedError, EnvironmentFault
 

@@ -1,4 +1,4 @@
-"""The probe: its AUROC against scikit-learn's, its splits, its interval, and what it refuses."""
+"""The probe: its AUROC against scikit-learn's, its splits, and what it refuses."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ from frepa_dist.evaluate.labelled import LabeledImages
 from frepa_dist.evaluate.probe import (
     ProbeResult,
     _split,
-    auroc,
-    bootstrap_interval,
     choose_c,
     fit,
-    macro_auroc,
     run_probe,
     stratified_folds,
 )
+from frepa_dist.evaluate.scores import macro_auroc
 from shards.support.errors import DataError
 
 
@@ -31,12 +29,6 @@ def blobs(num_per_class, num_classes=2, width=8, distance=2.0, seed=0):
     x = rng.normal(size=(len(y), width))
     x[np.arange(len(y)), y] += distance
     return x, y
-
-
-def test_auroc_equals_scikit_learn_with_ties():
-    rng = np.random.default_rng(0)
-    scores, positive = rng.integers(0, 5, 200).astype(float), rng.random(200) < 0.3
-    assert auroc(scores, positive) == pytest.approx(roc_auc_score(positive, scores))
 
 
 def test_macro_auroc_equals_scikit_learn_and_of_two_classes_the_plain_one():
@@ -101,34 +93,6 @@ def test_splits_that_cannot_be_used():
     splits = ["train", "train", "test"] * 2
     with pytest.raises(DataError, match="one patient on both sides"):
         _split(labeled(y, splits), y, np.array([0, 1, 1, 2, 3, 4]), 0, "here")
-
-
-def test_interval_covers_the_truth_about_as_often_as_it_says():
-    # positives one standard deviation above negatives: AUROC = Phi(1 / sqrt(2))
-    truth, hits = 0.7602, 0
-    for seed in range(100):
-        rng = np.random.default_rng(seed)
-        y = np.repeat([0, 1], 60)
-        score = rng.normal(size=120) + y
-        low, high = bootstrap_interval(np.stack([-score, score], axis=1), y, None, 200, seed)
-        hits += low <= truth <= high
-    assert 86 <= hits <= 100
-
-
-def test_interval_over_patients_is_wider_when_their_images_agree():
-    rng = np.random.default_rng(0)
-    y = np.repeat(np.arange(60) % 2, 4)
-    score = np.repeat(rng.normal(size=60), 4) + y
-    scores = np.stack([-score, score], axis=1)
-    low, high = bootstrap_interval(scores, y, None, 400, 0)
-    low_by_patient, high_by_patient = bootstrap_interval(scores, y, np.repeat(np.arange(60), 4), 400, 0)
-    assert (high_by_patient - low_by_patient) > 1.5 * (high - low)
-
-
-def test_interval_redraws_what_lacks_a_class():
-    score = np.arange(12.0)
-    low, high = bootstrap_interval(np.stack([-score, score], axis=1), np.array([0] * 11 + [1]), None, 50, 0)
-    assert low == high == 1.0
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ import pytest
 
 from frepa_dist.evaluate.cka import CkaConfig, CkaResult, CkaRow
 from frepa_dist.evaluate.probe import ProbeResult
-from frepa_dist.evaluate.report import build_report
+from frepa_dist.evaluate.report import add_curves, build_report
 from shards.support.errors import DataError
+from shards.support.page import Page
 
 PROBE = ProbeResult(
     encoder="an <encoder>",
@@ -82,6 +83,7 @@ def test_a_whole_run(run_dir):
     assert "image_size: 64" in text
     assert "step-00000012/student.safetensors" in text
     assert "smoke test" not in text
+    assert 'http-equiv="refresh"' not in text
 
 
 def test_time_by_phase_leaves_the_first_line_out_and_names_the_rest(run_dir):
@@ -103,13 +105,27 @@ def test_the_same_run_gives_the_same_page(run_dir):
     assert written(run_dir, cka=CKA) == written(run_dir, cka=CKA)
 
 
-def test_a_run_that_has_only_begun(run_dir):
+@pytest.mark.parametrize("acted", [False, True])
+def test_guards_are_drawn_where_they_acted(acted):
+    page = Page("curves")
+    values = {"lr/opponent": 2.0, "guard/skipped": float(acted), "guard/spikes": 0.0}
+    add_curves(page, [{"step": 1, "loss": 1.0, "lr": 1.0, **values}])
+    text = page.render()
+    assert ("No guard acted" in text) is not acted
+    assert ("guard/skipped" in text) is acted
+    assert "guard/spikes" not in text
+    assert "lr/opponent" in text
+
+
+def test_a_run_that_has_only_begun_and_is_watched(run_dir):
     (run_dir / "metrics.jsonl").unlink()
     (run_dir / "environment.json").unlink()
     shutil.rmtree(run_dir / "checkpoints")
-    text = written(run_dir)
+    text = written(run_dir, refresh_seconds=30)
     assert headings(text) == SECTIONS
+    assert '<meta http-equiv="refresh" content="30">' in text
     for sentence in (
+        "The run goes on.",
         "Nothing is logged yet.",
         "No reconstructions yet",
         "frepa evaluate cka",

@@ -27,7 +27,7 @@ from tools.volume_tasks import moving_bead, write_bead_volumes, write_labels, wr
 
 CPU = torch.device("cpu")
 TINY = VolumeSettings(num_slices=4, overlap=1, width=16, depth=2, num_heads=2, slice_chunk=3)
-SHORT = VolumeTraining(epochs=2, batch_volumes=4)
+SHORT = VolumeTraining(epochs=2, batch_size=4)
 
 
 class Stub(nn.Module):

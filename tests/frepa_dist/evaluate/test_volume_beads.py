@@ -64,7 +64,7 @@ def test_a_2d_head_fails_and_the_volume_encoder_answers(bead_dataset, tmp_path):
     device = torch.device("cpu")
     maps = store_maps(Stub().eval(), images, data.volumes, tmp_path, device, num=64)
     settings = VolumeSettings(num_slices=8, overlap=2, width=64, depth=2)
-    training = VolumeTraining(epochs=60, batch_volumes=16, learning_rate=2e-3, weight_decay=0.5)
+    training = VolumeTraining(epochs=60, batch_size=16, learning_rate=2e-3, weight_decay=0.5)
     volume, control = compare_heads(None, 32, maps, data, settings, training, device, num_resamples=200)
     assert volume.accuracy >= 0.95
     assert volume.auroc_low > 0.9

@@ -59,7 +59,7 @@ def test_volumes_of_any_length_and_size_in_one_batch():
         return DenseVolume(images, masks, None if numbers is None else np.array(numbers))
 
     volumes = [some(2, 32), some(9, 32), some(3, 48, [4, 6, 30])]
-    training = VolumeTraining(epochs=1, batch_volumes=3)
+    training = VolumeTraining(epochs=1, batch_size=3)
     body, head, result = train_dense(
         create_stub(), 16, 8, volumes, volumes, 3, settings=SETTINGS, training=training, train_encoder=True
     )

@@ -1,68 +1,26 @@
 from __future__ import annotations
 
-import argparse
-import functools
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from frepa_dist.losses import masked_patch_loss
 from frepa_dist.models import vit_mae
 from frepa_dist.models.init import interpolate_position_embedding, sincos_position_embedding
-from frepa_dist.models.mae_checkpoint import load_mae_checkpoint
-from frepa_dist.models.response import InputChannelConfig, append_input_channel
 from frepa_dist.models.vit_mae import (
     VIT_SIZES,
     MaeEncoder,
     create_vit_mae,
     use_fused_attention,
 )
-from shards.support.errors import ConfigError, DataError
-
-_SPEC = importlib.util.spec_from_file_location(
-    "mae_reference", Path(__file__).parents[3] / "tools" / "mae_reference.py"
+from shards.support.errors import ConfigError
+from tests.frepa_dist.models.small_vit import (
+    inputs,
+    jiggle,
+    reference,
+    shapes_of,
+    small_model,
 )
-reference = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(reference)
-
-
-def shapes_of(size: str, num_patches: int, patch_size: int = 16) -> dict[str, tuple[int, ...]]:
-    s = VIT_SIZES[size]
-    return reference.weight_shapes(
-        s.width, s.depth, s.decoder_width, s.decoder_depth, num_patches, patch_size
-    )
-
-
-def random_weights(size: str, num_patches: int, patch_size: int = 16) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return {
-        name: 0.02 * torch.randn(shape, generator=generator)
-        for name, shape in shapes_of(size, num_patches, patch_size).items()
-    }
-
-
-def jiggle(model: nn.Module) -> None:
-    """Move every weight off its initial value, so that no bias or norm is a no-op."""
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
-
-
-def small_model(size: str = "tiny", **settings) -> nn.Module:
-    torch.manual_seed(0)
-    model = create_vit_mae(size, image_size=32, patch_size=8, **settings)
-    jiggle(model)
-    return model
-
-
-def inputs(image_size: int, num_patches: int, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    images = torch.randn(batch, 3, image_size, image_size, generator=generator)
-    return images, torch.rand(batch, num_patches, generator=generator)
 
 
 @pytest.mark.parametrize(
@@ -209,49 +167,6 @@ def test_an_image_size_that_the_patches_do_not_fill_is_refused():
         create_vit_mae("tiny", image_size=100, patch_size=16)
 
 
-def official(path: Path, weights: dict[str, torch.Tensor], **more) -> Path:
-    args = argparse.Namespace(model="mae_vit_tiny", lr=1e-4, output_dir="runs", distributed=True)
-    torch.save({"model": weights, "optimizer": {"state": {}}, "epoch": 3, "args": args} | more, path)
-    return path
-
-
-def test_an_official_checkpoint_loads_strictly(tmp_path):
-    weights = random_weights("tiny", 16)
-    model = create_vit_mae("tiny", image_size=64)
-    assert load_mae_checkpoint(model, official(tmp_path / "mae.pth", weights)) == "encoder and decoder loaded"
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, weights[name]), name
-
-
-def test_safetensors_of_the_same_names_load(tmp_path):
-    weights = random_weights("tiny", 16)
-    save_file(weights, tmp_path / "mae.safetensors")
-    model = create_vit_mae("tiny", image_size=64)
-    load_mae_checkpoint(model, tmp_path / "mae.safetensors")
-    assert torch.equal(model.decoder_pred.weight, weights["decoder_pred.weight"])
-
-
-def test_a_checkpoint_of_the_encoder_alone_leaves_the_decoder_fresh_and_says_so(tmp_path):
-    weights = {
-        k: v for k, v in random_weights("tiny", 16).items() if "decoder" not in k and k != "mask_token"
-    }
-    model = create_vit_mae("tiny", image_size=64)
-    before = model.decoder_pred.weight.clone()
-    words = load_mae_checkpoint(model, official(tmp_path / "mae.pth", weights))
-    assert "decoder freshly initialized" in words
-    assert torch.equal(model.norm.weight, weights["norm.weight"])
-    assert torch.equal(model.decoder_pred.weight, before)
-
-
-def test_positions_are_interpolated_for_another_image_size(tmp_path):
-    weights = random_weights("tiny", 16)
-    model = create_vit_mae("tiny", image_size=128)
-    words = load_mae_checkpoint(model, official(tmp_path / "mae.pth", weights))
-    assert words.endswith("interpolated: pos_embed, decoder_pos_embed")
-    assert torch.equal(model.pos_embed[:, 0], weights["pos_embed"][:, 0])
-    assert torch.equal(model.pos_embed, interpolate_position_embedding(weights["pos_embed"], 64))
-
-
 def test_interpolation_keeps_a_ramp_a_ramp():
     ramp = torch.stack(torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij"), dim=-1)
     embedding = torch.cat([torch.zeros(1, 2), ramp.reshape(64, 2)])[None]
@@ -263,160 +178,10 @@ def test_interpolation_keeps_a_ramp_a_ramp():
     assert interpolate_position_embedding(embedding, 64) is embedding
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda w: w.pop("blocks.7.attn.proj.bias"), "blocks.7.attn.proj.bias is missing"),
-        (lambda w: w.update(fc_norm=torch.zeros(3)), "fc_norm is unknown"),
-        (
-            lambda w: w.update({"norm.weight": torch.zeros(5)}),
-            r"norm.weight has shape \(5,\), not \(192,\)",
-        ),
-        (lambda w: w.update(pos_embed=torch.zeros(1, 8, 192)), "pos_embed has shape"),
-        (lambda w: w.pop("mask_token"), "mask_token is missing"),
-    ],
-)
-def test_weights_that_do_not_fit_are_named(tmp_path, change, words):
-    weights = random_weights("tiny", 16)
-    change(weights)
-    with pytest.raises(DataError, match=words):
-        load_mae_checkpoint(create_vit_mae("tiny", image_size=64), official(tmp_path / "mae.pth", weights))
-
-
-def test_files_that_are_no_checkpoints(tmp_path):
-    model = create_vit_mae("tiny", image_size=64)
-    good = official(tmp_path / "mae.pth", random_weights("tiny", 16))
-    cut = tmp_path / "cut.pth"
-    cut.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
-    text = tmp_path / "text.safetensors"
-    text.write_text("no tensors here")
-    numbers = tmp_path / "numbers.pth"
-    torch.save([1, 2, 3], numbers)
-    empty = tmp_path / "empty.pth"
-    empty.touch()
-    for path in (
-        tmp_path / "missing.pth",
-        tmp_path / "missing.safetensors",
-        cut,
-        text,
-        numbers,
-        empty,
-        tmp_path,
-    ):
-        with pytest.raises(DataError) as caught:
-            load_mae_checkpoint(model, path)
-        assert caught.value.where == path
-
-
-def test_no_class_but_the_namespace_is_let_through(tmp_path):
-    path = official(tmp_path / "bad.pth", random_weights("tiny", 16), extra=functools.partial(print, "run"))
-    with pytest.raises(DataError, match="safely"):
-        load_mae_checkpoint(create_vit_mae("tiny", image_size=64), path)
-
-
 def test_position_embedding_of_an_odd_grid():
     torch.testing.assert_close(
         sincos_position_embedding(64, 5), reference.position_embedding(64, 5).float(), atol=1e-6, rtol=0
     )
-
-
-INPUT_CHANNELS = [InputChannelConfig(), InputChannelConfig(kind="frangi", scales=(0.05,))]
-
-
-@pytest.mark.parametrize("channel", INPUT_CHANNELS, ids=lambda channel: channel.kind)
-def test_an_input_channel_is_encoded_and_not_predicted(channel):
-    model = small_model(input_channel=channel)
-    images, noise = inputs(32, 16)
-    assert model.patch_embed.proj.weight.shape == (192, 4, 8, 8)
-    output = model(images, noise)
-    assert output.pred.shape == (2, 16, 8 * 8 * 3)
-    target = model.patchify(images)
-    expected = masked_patch_loss(output.pred, target, output.mask, norm_pix_loss=True)
-    assert torch.equal(output.loss, expected)
-    assert torch.equal(model.unpatchify(target), images)
-    output.loss.backward()
-    assert model.patch_embed.proj.weight.grad[:, 3].any()
-    # the channel is that of the images, whole, and stands behind them
-    extended = append_input_channel(images, channel)
-    tokens = model.patch_embed(extended) + model.pos_embed[:, 1:]
-    whole = torch.cat([(model.cls_token + model.pos_embed[:, :1]).expand(2, -1, -1), tokens], dim=1)
-    torch.testing.assert_close(model.encode(images), model.norm(model.run_blocks(model.blocks, whole)))
-
-
-def test_masked_patches_hide_the_input_channel_too(monkeypatch):
-    """What the encoder computes of the channel in masked patches reaches nothing."""
-    model = small_model(input_channel=InputChannelConfig())
-    images, noise = inputs(32, 16)
-    before = model(images, noise)
-    removed = model.unpatchify(before.mask[:, :, None].expand(-1, -1, 8 * 8 * 3))[:, :1] > 0
-    real = vit_mae.append_input_channel
-
-    def spoil(images, config):
-        extended = real(images, config)
-        return torch.cat([extended[:, :3], extended[:, 3:].masked_fill(removed, 99.0)], dim=1)
-
-    monkeypatch.setattr(vit_mae, "append_input_channel", spoil)
-    after = model(images, noise)
-    assert torch.equal(after.pred, before.pred)
-    monkeypatch.setattr(vit_mae, "append_input_channel", lambda x, c: real(x, c).mul(1.5))
-    assert not torch.equal(model(images, noise).pred, before.pred)
-
-
-def test_a_checkpoint_of_three_channels_starts_a_model_with_an_input_channel(tmp_path):
-    weights = random_weights("tiny", 16)
-    path = official(tmp_path / "mae.pth", weights)
-    plain, model = (
-        create_vit_mae("tiny", image_size=64),
-        create_vit_mae("tiny", image_size=64, input_channel=InputChannelConfig()),
-    )
-    load_mae_checkpoint(plain, path)
-    words = load_mae_checkpoint(model, path)
-    assert words == (
-        "encoder and decoder loaded; the patch projection of the added input channel starts at zero"
-    )
-    kernel = model.patch_embed.proj.weight
-    assert torch.equal(kernel[:, :3], weights["patch_embed.proj.weight"])
-    assert not kernel[:, 3].any()
-    images, noise = inputs(64, 16)
-    torch.testing.assert_close(model(images, noise).loss, plain(images, noise).loss, rtol=1e-5, atol=1e-6)
-    # its own weights come back whole, and do not fit a model without the channel
-    jiggle(model)
-    save_file(model.state_dict(), tmp_path / "four.safetensors")
-    again = create_vit_mae("tiny", image_size=64, input_channel=InputChannelConfig())
-    assert load_mae_checkpoint(again, tmp_path / "four.safetensors") == "encoder and decoder loaded"
-    assert torch.equal(again.patch_embed.proj.weight, kernel)
-    with pytest.raises(DataError, match=r"patch_embed\.proj\.weight has shape"):
-        load_mae_checkpoint(plain, tmp_path / "four.safetensors")
-
-
-def test_the_encoder_with_an_input_channel_takes_images_of_three():
-    channel = InputChannelConfig()
-    model = small_model(input_channel=channel)
-    encoder = MaeEncoder(VIT_SIZES["tiny"], image_size=32, patch_size=8, in_channels=3, input_channel=channel)
-    encoder.load_state_dict({k: v for k, v in model.state_dict().items() if k in encoder.state_dict()})
-    images, _ = inputs(32, 16)
-    ids = torch.tensor([[3, 1], [0, 15]])
-    assert torch.equal(encoder(images, ids), model.encode(images, ids))
-    with torch.inference_mode():
-        assert model.embed(images).shape == (2, 192)
-
-
-@pytest.mark.parametrize("norm_pix_loss", [True, False])
-def test_pixmim_predicts_the_low_passed_image_from_the_whole_one(norm_pix_loss):
-    images, noise = inputs(32, 16)
-    plain = small_model(norm_pix_loss=norm_pix_loss)(images, noise)
-    smooth = small_model(norm_pix_loss=norm_pix_loss, target_low_pass_cycles=5.0)(images, noise)
-    assert torch.equal(plain.pred, smooth.pred)
-    spectrum = torch.fft.fftshift(torch.fft.fft2(images), dim=(-2, -1))
-    for y in range(32):
-        for x in range(32):
-            if (y - 16) ** 2 + (x - 16) ** 2 > 25:
-                spectrum[:, :, y, x] = 0
-    low = torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(-2, -1))).real
-    target = torch.stack([reference.cut_patches(image, 8) for image in low])
-    expected = masked_patch_loss(smooth.pred, target, smooth.mask, norm_pix_loss=norm_pix_loss)
-    torch.testing.assert_close(smooth.loss, expected, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(smooth.loss, plain.loss, rtol=1e-3)
 
 
 def test_pooled_tokens_and_the_map_leave_the_class_token_out():

@@ -12,7 +12,7 @@ import pytest
 
 from frepa_dist.runs import list_checkpoints, read_json_lines, read_metrics
 from tests.commands import ON_CPU, frepa
-from tests.frepa_dist.train.test_training import trace
+from tests.frepa_dist.train.started_runs import trace
 from tests.s3.proxy import ALWAYS
 
 STEPS = 60

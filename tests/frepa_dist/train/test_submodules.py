@@ -2,8 +2,12 @@ import pytest
 import torch
 from torch import nn
 
+from frepa_dist.config import TrainConfig
+from frepa_dist.methods.base import Method, StepInfo
 from frepa_dist.train.engines import World
-from frepa_dist.train.submodules import EmaSubmodule
+from frepa_dist.train.submodules import EmaSubmodule, Submodules, check_opponents
+from shards.support.errors import ConfigError
+from tests.frepa_dist.train.adversarial_method import Pair, PairConfig
 
 WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 
@@ -59,3 +63,21 @@ def test_a_teacher_takes_no_gradient_and_runs_under_autocast():
     output = teacher.call(torch.zeros(2, 8))
     assert output.dtype == torch.bfloat16
     assert not output.requires_grad
+
+
+class Forgetful(Pair):
+    opponent_losses = Method.opponent_losses
+
+
+def test_opponents_without_losses_are_refused_before_anything_is_built():
+    method = Forgetful(PairConfig())
+    with pytest.raises(ConfigError, match=r"opponents \(judge\).*define opponent_losses in Forgetful"):
+        Submodules(method, TrainConfig(steps=1), 1, WORLD)
+    assert method.opponent_losses("judge", {}, {}, StepInfo(0, 1, 0)) is None
+
+
+def test_opponents_are_asked_for_losses_only_where_there_are_some():
+    method = Pair(PairConfig())
+    check_opponents(method, method.submodules())
+    student = {"student": method.submodules()["student"]}
+    check_opponents(Forgetful(PairConfig()), student)

@@ -36,6 +36,7 @@ def whole(stream_root) -> list[list[MicroBatch]]:
 def test_what_a_micro_batch_holds(stream_root, whole):
     stream = stream_of(stream_root)
     assert stream.num_batches(3) == len(whole) == 44 // 8
+    assert (stream.total_batches(0), stream.total_batches(3)) == (0, 3 * (44 // 8))
     assert stream.gradient_accumulation_steps == 4
     for k, batch in enumerate(whole):
         assert len(batch) == 4

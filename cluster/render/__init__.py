@@ -1,0 +1,1 @@
+"""Files that start this system on clusters: settings, quoting, and rendering from `cluster/templates`."""

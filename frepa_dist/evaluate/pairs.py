@@ -1,0 +1,161 @@
+"""Images with masks, as a table lists them.
+
+Shapes: H, W of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from frepa_dist.evaluate.labelled import FILENAME, PATIENT, SPLIT, read_rows, split_of
+from frepa_dist.evaluate.masks import Mask
+from frepa_dist.evaluate.views import decode_file
+from shards.formats.common import Pixels
+from shards.read.draws import sample_rng
+from shards.read.views import three_planes
+from shards.support.errors import DataError
+
+TEST_SHARE = 4  # a split that is made holds out one image, or patient, of so many
+
+
+@dataclass(frozen=True)
+class MaskedImage:
+    """Files of one image.
+
+    Attributes:
+        image: the picture.
+        mask: its mask: pixels that are not 0 belong to it.
+        where: mask of the pixels that count (field of view); None counts all.
+        second: mask of a second observer, None where there is none.
+        is_test: whether it is in the test part.
+    """
+
+    image: Path
+    mask: Path
+    where: Path | None
+    second: Path | None
+    is_test: bool
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns of the table that name files of masks; only `mask` has to be there.
+
+    Attributes:
+        mask: what is to be found.
+        where: pixels that count.
+        second: a second observer's mask.
+    """
+
+    mask: str = "mask"
+    where: str = "fov"
+    second: str = "mask2"
+
+
+def read_masked(
+    images: Path, table: Path, columns: Columns | None = None, *, seed: int = 0
+) -> list[MaskedImage]:
+    """Read which images have which masks.
+
+    Args:
+        images: folder that the table's names are relative to.
+        table: a CSV file with the columns `filename`, one of masks, and maybe `split` and `patient`. Rows
+            without a mask are left out.
+        columns: what the columns of masks are called.
+        seed: of the split, where the table gives none: one patient (image) of four is tested on.
+
+    Raises:
+        ConfigError: a column is missing, or a split has an unknown name.
+        DataError: files are missing, or one part of the split is empty.
+    """
+    columns = columns or Columns()
+    header, rows = read_rows(table, (FILENAME, columns.mask))
+    rows = [row for row in rows if row[columns.mask]]
+    tests = _test_rows(rows, SPLIT in header, table, seed)
+
+    def file(row: dict[str, str], column: str) -> Path | None:
+        name = row.get(column)
+        return images / name if name else None
+
+    found = [
+        MaskedImage(
+            images / row[FILENAME],
+            images / row[columns.mask],
+            file(row, columns.where),
+            file(row, columns.second),
+            is_test,
+        )
+        for row, is_test in zip(rows, tests, strict=True)
+    ]
+    files = [path for item in found for path in (item.image, item.mask, item.where, item.second) if path]
+    missing = [path for path in files if not path.is_file()]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(files)} files are missing: {', '.join(map(str, missing[:3]))}",
+            where=table,
+            fix="file names are relative to the folder of images; correct that folder or the names",
+        )
+    if len({item.is_test for item in found}) < 2:
+        raise DataError(
+            f"{len(found)} images with masks, all in one part of the split",
+            where=table,
+            allowed="at least one image to learn from and one to test on",
+        )
+    return found
+
+
+def _test_rows(rows: Sequence[dict[str, str]], is_split: bool, table: Path, seed: int) -> list[bool]:
+    if is_split:
+        return [split_of(row[SPLIT], table) == "test" for row in rows]
+    names = [row.get(PATIENT) or f"(row {number})" for number, row in enumerate(rows)]
+    patients = sorted(set(names))
+    order = sample_rng(seed, 0, 0, "split of masks").permutation(len(patients))
+    tested = {patients[place] for place in order[: max(1, len(patients) // TEST_SHARE)]}
+    return [name in tested for name in names]
+
+
+def load_image(item: MaskedImage, short_side: int | None) -> Pixels:
+    """The picture (3, H, W) uint8, resized to a short side; None keeps its size.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    pixels = decode_file(item.image)
+    if short_side is not None:
+        height, width = pixels.shape[:2]
+        scale = short_side / min(height, width)
+        size = (max(short_side, round(width * scale)), max(short_side, round(height * scale)))
+        shrinks = scale < 1
+        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    return three_planes(pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+
+def load_mask(path: Path | None, shape: tuple[int, int]) -> Mask:
+    """A mask (H, W) of the picture's shape; all of it where there is no file.
+
+    Raises:
+        DataError: it cannot be read, or has another shape.
+    """
+    if path is None:
+        return np.ones(shape, bool)
+    pixels = decode_file(path)
+    mask: Mask = (pixels if pixels.ndim == 2 else pixels.max(axis=2)) > 0
+    if mask.shape != shape:
+        raise DataError(
+            f"the mask is {mask.shape[0]} x {mask.shape[1]} pixels, its picture {shape[0]} x {shape[1]}",
+            where=path,
+        )
+    return mask
+
+
+def resize_mask(mask: Mask, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """The share of each pixel (H', W') that the mask covers."""
+    return np.asarray(
+        cv2.resize(mask.astype(np.float32), shape[::-1], interpolation=cv2.INTER_AREA), np.float32
+    )

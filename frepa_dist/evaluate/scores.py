@@ -1,0 +1,148 @@
+"""How good scores of classes are: AUROC, average precision, accuracy, kappa, each with a bootstrap interval.
+
+Shapes: n images, K classes, M measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import rankdata
+
+from shards.read.draws import sample_rng
+
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+Measure = Callable[[Float64, Int64], float]
+
+
+def auroc(scores: Float64, positive: Bool) -> float:
+    """Area under the ROC curve: the chance that a positive scores higher than a negative, ties count half.
+
+    Args:
+        scores: (n,).
+        positive: (n,), with at least one of either kind.
+    """
+    num = int(positive.sum())
+    ranks = rankdata(scores)
+    return float((ranks[positive].sum() - num * (num + 1) / 2) / (num * (len(scores) - num)))
+
+
+def macro_auroc(scores: Float64, y: Int64) -> float:
+    """Mean over the K classes of the AUROC of one against the rest; of two classes, both are the same number.
+
+    Args:
+        scores: (n, K).
+        y: (n,) classes, each of the K there.
+    """
+    return float(np.mean([auroc(scores[:, k], y == k) for k in range(scores.shape[1])]))
+
+
+def macro_auprc(scores: Float64, y: Int64) -> float:
+    """Average precision: of two classes that of the second, of more the mean of one against the rest.
+
+    Args:
+        scores: (n, K).
+        y: (n,) classes, each of the K there.
+    """
+    from sklearn.metrics import average_precision_score
+
+    num_classes = scores.shape[1]
+    classes = (1,) if num_classes == 2 else range(num_classes)
+    return float(np.mean([average_precision_score(y == k, scores[:, k]) for k in classes]))
+
+
+def accuracy(scores: Float64, y: Int64) -> float:
+    """Share of images whose own class scores highest."""
+    return float(np.mean(scores.argmax(axis=1) == y))
+
+
+def balanced_accuracy(scores: Float64, y: Int64) -> float:
+    """Mean over the classes of the share of their images whose own class scores highest."""
+    hits = scores.argmax(axis=1) == y
+    return float(np.mean([hits[y == k].mean() for k in range(scores.shape[1])]))
+
+
+def quadratic_kappa(scores: Float64, y: Int64) -> float:
+    """Cohen's kappa with quadratic weights (Cohen 1968), for classes that are grades 0..K-1.
+
+    1 is agreement, 0 what chance gives; 0 too where all predictions and all labels are one grade.
+    """
+    num_classes = scores.shape[1]
+    predicted = scores.argmax(axis=1)
+    counts = np.zeros((num_classes, num_classes))
+    np.add.at(counts, (y, predicted), 1)
+    grades = np.arange(num_classes)
+    weights = (grades[:, None] - grades[None, :]) ** 2
+    by_chance = (weights * np.outer(counts.sum(axis=1), counts.sum(axis=0))).sum() / len(y)
+    return float(1 - (weights * counts).sum() / by_chance) if by_chance else 0.0
+
+
+def measures(num_classes: int, *, are_grades: bool = False) -> dict[str, Measure]:
+    """The measures of a task by name, the AUROC first."""
+    chosen: dict[str, Measure] = {
+        "auroc": macro_auroc,
+        "auprc": macro_auprc,
+        "accuracy": accuracy,
+        "balanced_accuracy": balanced_accuracy,
+    }
+    return chosen | ({"kappa": quadratic_kappa} if are_grades and num_classes > 2 else {})
+
+
+def resamples(units: Int64, y: Int64, num: int, seed: int) -> Iterator[Int64]:
+    """Draw images with replacement, whole units (patients) at a time.
+
+    A draw that lacks a class, of which no AUROC can be taken, is made again.
+
+    Args:
+        units: (n,) which unit each image belongs to.
+        y: (n,) classes.
+        num: how many draws.
+        seed: of the draws.
+
+    Yields:
+        Indices of images, as many as their units hold.
+    """
+    rng = sample_rng(seed, 0, 0, "bootstrap")
+    units = np.unique(units, return_inverse=True)[1]
+    members = [np.flatnonzero(units == unit) for unit in range(units.max() + 1)]
+    num_classes = len(np.unique(y))
+    while num:
+        drawn = np.concatenate([members[unit] for unit in rng.integers(len(members), size=len(members))])
+        if len(np.unique(y[drawn])) == num_classes:
+            num -= 1
+            yield drawn
+
+
+def bootstrap_intervals(
+    scores: Float64,
+    y: Int64,
+    groups: Int64 | None,
+    num_resamples: int,
+    seed: int,
+    wanted: Sequence[Measure] = (macro_auroc,),
+) -> Float64:
+    """95% percentile intervals over test images, or patients, drawn with replacement.
+
+    Args:
+        scores: (n, K) of the test part.
+        y: (n,) classes.
+        groups: (n,) patients, or None.
+        num_resamples: how often.
+        seed: of the draws.
+        wanted: M measures.
+
+    Returns:
+        (M, 2), low and high.
+    """
+    units = np.arange(len(y)) if groups is None else groups
+    values = [
+        [measure(scores[drawn], y[drawn]) for measure in wanted]
+        for drawn in resamples(units, y, num_resamples, seed)
+    ]
+    limits: npt.NDArray[Any] = np.percentile(values, [2.5, 97.5], axis=0)
+    return limits.T

@@ -1,0 +1,130 @@
+"""Segmentation on a frozen encoder: lines are learned, masks and parts are read, what is wrong is said."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from frepa_dist.evaluate.features import load_encoder
+from frepa_dist.evaluate.pairs import Columns, load_image, read_masked
+from frepa_dist.evaluate.segment import (
+    SegmentResult,
+    SegmentTraining,
+    encode_tiles,
+    mask_loss,
+    run_segment,
+)
+from shards.support.errors import ConfigError, DataError
+from tests.commands import frepa
+
+
+def draw(folder, num=8, seed=0, height=72, width=90):
+    """Dark blocks on a noisy ground, in a field of view without its left border."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number in range(num):
+        mask = np.zeros((height, width), bool)
+        for _ in range(4):
+            y, x = rng.integers(0, height - 20), rng.integers(0, width - 20)
+            mask[y : y + 20, x : x + 20] = True
+        pixels = np.where(mask, 60, 180)[..., None] + rng.integers(-30, 30, (height, width, 3))
+        where = np.ones((height, width), bool)
+        where[:, :10] = False
+        for kind, values in (("image", pixels.astype(np.uint8)), ("mask", mask), ("fov", where)):
+            Image.fromarray(values).save(folder / f"{kind}{number}.png")
+        part = "test" if number % 4 == 0 else "train"
+        rows.append([f"image{number}.png", f"mask{number}.png", f"fov{number}.png", part])
+    with (folder / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["filename", "mask", "fov", "split"], *rows])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return draw(tmp_path_factory.mktemp("pictures"))
+
+
+def test_a_decoder_learns_what_is_there_and_the_command_says_so(pictures, tmp_path, small_encoder):
+    out = tmp_path / "result.json"
+    settings = ["--train", "epochs=15", "--train", "learning_rate=1e-2", "--train", "head_width=16"]
+    said = frepa(
+        *("evaluate", "segment", small_encoder, str(pictures), "--masks", str(pictures / "labels.csv")),
+        *(*settings, "--out", str(out)),
+    )
+    result = SegmentResult.model_validate_json(out.read_text())
+    assert result.names == ["image0.png", "image4.png"]
+    assert result.num_train == 6
+    assert result.mean["dice"] > 0.8
+    assert result.mean["auroc"] > 0.95
+    assert result.low["dice"] <= result.mean["dice"] <= result.high["dice"]
+    assert "dice" in said.stdout
+
+
+def test_the_second_observer_is_judged_beside(pictures, small_encoder):
+    training = SegmentTraining(epochs=1, max_tiles=1)
+    result = run_segment(
+        small_encoder, pictures, pictures / "labels.csv", columns=Columns(second="mask"), training=training
+    )
+    assert result.observer["dice"] == 1
+    assert "auroc" not in result.observer
+
+
+def test_tiles_know_what_does_not_count(pictures, small_encoder):
+    pair = read_masked(pictures, pictures / "labels.csv")[1]
+    encoder = load_encoder(small_encoder, "cpu")
+    # one tile around the small picture, and its mirror image
+    tiles = encode_tiles(encoder, pair, SegmentTraining(short_side=32), 0)
+    assert tiles.masks.shape == (2, 64, 64)
+    torch.testing.assert_close(tiles.masks[1], tiles.masks[0].flip(-1))
+    assert 32 * 35 <= int((tiles.masks[0] >= 0).sum()) <= 32 * 36  # 40 columns, of which 80 / 90 count
+    assert tiles.maps.dtype == torch.float16
+
+
+def test_loss_is_of_what_counts():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 2, 8, 8, generator=generator)
+    masks = (torch.rand(1, 8, 8, generator=generator) < 0.4).float()
+    masks[..., :3] = -1
+    there = mask_loss(logits[..., 3:], masks[..., 3:])
+    torch.testing.assert_close(mask_loss(logits, masks), there)
+    perfect = torch.stack([-40 * (2 * masks - 1), 40 * (2 * masks - 1)], dim=1)
+    assert float(mask_loss(perfect, masks)) == pytest.approx(0, abs=1e-3)
+
+
+def test_a_split_is_made_by_patient(tmp_path):
+    draw(tmp_path, 8)
+    rows = [[f"image{n}.png", f"mask{n}.png", f"p{n // 2}"] for n in range(8)]
+    with (tmp_path / "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["filename", "mask", "patient"], *rows])
+    tests = [pair.is_test for pair in read_masked(tmp_path, tmp_path / "table.csv")]
+    assert sum(tests) == 2
+    assert tests[::2] == tests[1::2]
+
+
+def test_images_keep_their_size_unless_told(pictures):
+    pair = read_masked(pictures, pictures / "labels.csv")[0]
+    assert load_image(pair, None).shape == (3, 72, 90)
+    assert load_image(pair, 36).shape == (3, 36, 45)
+
+
+def test_what_is_wrong_is_said(pictures, tmp_path):
+    with pytest.raises(ConfigError, match="no column 'vessels'"):
+        read_masked(pictures, pictures / "labels.csv", Columns(mask="vessels"))
+    table = tmp_path / "table.csv"
+    table.write_text("filename,mask\nimage0.png,none.png\nimage1.png,mask1.png\n")
+    with pytest.raises(DataError, match=r"1 of 4 files are missing: .*none\.png"):
+        read_masked(pictures, table)
+    table.write_text("filename,mask,split\nimage0.png,mask0.png,test\n")
+    with pytest.raises(DataError, match="all in one part of the split"):
+        read_masked(pictures, table)
+    (tmp_path / "image0.png").write_bytes((pictures / "image0.png").read_bytes())
+    (tmp_path / "image1.png").write_bytes((pictures / "image1.png").read_bytes())
+    for number in range(2):
+        Image.fromarray(np.zeros((5, 5), np.uint8)).save(tmp_path / f"mask{number}.png")
+    table.write_text("filename,mask,split\nimage0.png,mask0.png,test\nimage1.png,mask1.png,train\n")
+    with pytest.raises(DataError, match="5 x 5 pixels, its picture 72 x 90"):
+        run_segment("random:tiny", tmp_path, table)
