@@ -43,6 +43,7 @@ bench: setup
 	$(BIN)/python tools/bench_s3.py
 	$(BIN)/python tools/bench_train.py
 	$(BIN)/python tools/bench_checkpoint.py
+	$(BIN)/python tools/bench_telemetry.py
 	$(BIN)/python tools/bench_corruption.py
 	$(BIN)/python tools/bench_losses.py
 	$(BIN)/python tools/bench_backbones.py

@@ -112,10 +112,10 @@ def test_a_metrics_port_in_use_ends_the_run_with_code_5(dataset, tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        settings = {"train.metrics_port": port, "train.micro_batch_size": 8}
+        settings = {"train.metrics.port": port, "train.micro_batch_size": 8}
         result = frepa(*arguments(dataset, tmp_path / "run", **settings), num_ranks=1)
     assert result.returncode == 5
-    assert "train.metrics_port" in error_line(result)
+    assert "train.metrics.port" in error_line(result)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_code_4(dataset, tmp_path):
