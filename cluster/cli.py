@@ -16,6 +16,7 @@ from cluster.evaluate_cli import evaluate_group
 from cluster.model_cli import MODEL_COMMANDS
 from cluster.options import FOLDER
 from cluster.shards_cli import shards_group
+from cluster.sweep_cli import sweep
 from cluster.train_cli import TRAIN_COMMANDS
 from cluster.volume_cli import evaluate_volume
 from shards.support.errors import ConfigError, DataError, FrepaError
@@ -30,6 +31,7 @@ def cli(debug: bool) -> None:
     \b
     frepa shards build IMAGES DATASET --modality fundus    images -> shards
     frepa pretrain --config retmae/vit_b --set ...         shards -> encoder
+    frepa sweep sweep/lambda_hmi --set ...                 many encoders -> the best
     frepa evaluate probe RUN IMAGES                        how good it is
     frepa export RUN OUT                                   a folder that timm loads
     """
@@ -38,7 +40,7 @@ def cli(debug: bool) -> None:
 cli.add_command(shards_group)
 evaluate_group.add_command(evaluate_volume)
 cli.add_command(evaluate_group)
-for command in (*TRAIN_COMMANDS, doctor, *MODEL_COMMANDS):
+for command in (*TRAIN_COMMANDS, sweep, doctor, *MODEL_COMMANDS):
     cli.add_command(command)
 
 

@@ -1,0 +1,63 @@
+"""Ray for the length of a block: started on this machine, or found where a cluster runs."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray.exceptions import RayError
+
+from shards.support.errors import EnvironmentFault
+
+
+@contextmanager
+def ray_session(address: str | None, *, num_cpus: int | None = None, fix: str = "") -> Iterator[None]:
+    """Connect to Ray, and leave it in the end; what was started here ends then.
+
+    On this machine it listens on 127.0.0.1 alone, without a dashboard, and tells nobody that it is used.
+
+    Args:
+        address: of a running cluster ("auto" finds the one of this machine), None to start Ray here.
+        num_cpus: CPUs that a Ray that is started here hands out.
+        fix: further ways to mend it when Ray cannot be had.
+
+    Raises:
+        EnvironmentFault: Ray cannot be reached, or not be started.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read by processes that Ray starts
+    try:
+        check_reachable(address)
+        if address is None:
+            ray.init(
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="warning",
+                _node_ip_address="127.0.0.1",
+            )
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level="warning")
+    except (OSError, RayError, RuntimeError, ValueError) as error:
+        raise EnvironmentFault(
+            f"Ray cannot be reached or started: {error}",
+            where=address or "this machine",
+            fix=f"start it (ray start --head), or correct the address{fix}",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_reachable(address: str | None) -> None:
+    """Knock at HOST:PORT, since Ray itself tries for two minutes before it says that nobody is there.
+
+    Raises:
+        OSError: nobody is.
+    """
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
