@@ -1,4 +1,4 @@
-"""What a sweep is: a run config, keys of it that vary, how they are searched, and what decides who is better."""
+"""What a sweep is: a run config, keys of it that vary, how they are searched, and how trials are judged."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ MetricKind = Literal["probe", "knn", "high_band", "hf_recall"]
 Mode = Literal["max", "min"]
 MODES: dict[MetricKind, Mode] = {"probe": "max", "knn": "max", "high_band": "min", "hf_recall": "max"}
 LOSSES_DO_NOT_COMPARE = (
-    "a training loss says nothing between trials: with other weights, or more of an image hidden, it is another "
-    "quantity, so the smallest is not the best encoder's"
+    "a training loss says nothing between trials: with other weights, or more of an image hidden, it is "
+    "another quantity, so the smallest is not the best encoder's"
 )
 
 
@@ -85,8 +85,8 @@ class ResourcesConfig(Settings):
     Attributes:
         workers: ranks, over all of its nodes.
         nodes: machines; each has a supervisor, and they need to share the folder of the sweep.
-        cpus_per_worker, gpus_per_worker: fractions let trials share; of a GPU only where a node has one worker,
-            since NCCL refuses two ranks on one GPU.
+        cpus_per_worker, gpus_per_worker: fractions let trials share; of a GPU only where a node has one
+            worker, since NCCL refuses two ranks on one GPU.
     """
 
     workers: int = Field(1, ge=1)
@@ -128,8 +128,8 @@ class SchedulerConfig(Settings):
             many. `pbt` (Jaderberg et al., 2017) gives the worst, every `interval_reports`, the checkpoint and
             the changed settings of one of the best.
         grace_reports, reduction: of ASHA.
-        interval_reports, quantile, resample: of PBT: how often; which share gives and takes; how often a value
-            is drawn anew instead of changed by a fifth.
+        interval_reports, quantile, resample: of PBT: how often; which share gives and takes; how often a
+            value is drawn anew instead of changed by a fifth.
     """
 
     kind: Literal["none", "asha", "pbt"] = "none"
@@ -183,8 +183,8 @@ class SweepConfig(Settings):
         drawn = sorted(set(self.space) - set(crossed))
         if self.search == "grid" and (drawn or self.num_trials > 1):
             raise ValueError(
-                f"search 'grid' tries every value of lists once: {', '.join(drawn) or 'num_trials'} is not for it; "
-                "take search 'random' to cross draws with lists"
+                f"search 'grid' tries every value of lists once, and {', '.join(drawn) or 'num_trials'} is "
+                "not for it: take search 'random' to cross draws with lists"
             )
         if self.search == "optuna" and crossed:
             raise ValueError(f"search 'optuna' chooses values by itself: make {', '.join(crossed)} a choice")

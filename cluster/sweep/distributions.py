@@ -70,7 +70,7 @@ class Distribution(Settings):
             return low + int(u * (high - low))
         if self.loguniform is not None:
             low_log, high_log = math.log(self.loguniform[0]), math.log(self.loguniform[1])
-            return math.exp(low_log + u * (high_log - low_log))
+            return self.clip(math.exp(low_log + u * (high_log - low_log)))  # but for rounding
         assert self.uniform is not None
         return self.uniform[0] + u * (self.uniform[1] - self.uniform[0])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import threading
@@ -16,7 +17,7 @@ from ray import tune
 
 from cluster.sweep.config import SweepConfig
 from cluster.sweep.journal import read_journal
-from cluster.sweep.layout import JOURNAL, LOCK, RAY, SWEEP, TRIALS, Layout, load_sweep
+from cluster.sweep.layout import LOCK, RAY, SWEEP, TRIALS, Layout, load_sweep
 from cluster.sweep.live import follow
 from cluster.sweep.points import check_sweep, report_steps
 from cluster.sweep.recorder import Recorder, restore_state
@@ -101,7 +102,8 @@ def run_sweep(
 def locate(sweep: SweepConfig) -> SweepConfig:
     """The same with paths that mean the same from every folder."""
     base = Path(sweep.base)
-    metric, update = sweep.metric, {}
+    metric = sweep.metric
+    update: dict[str, Any] = {}
     if Path(metric.images).exists():
         update["images"] = str(Path(metric.images).resolve())
     if metric.labels is not None:
@@ -201,8 +203,8 @@ def conclude(sweep: SweepConfig) -> int:
         raise EnvironmentFault(
             f"{len(failed)} of {len(trials)} trials failed ({causes}){others}",
             where=sweep.output,
-            fix=f"see their logs in {sweep.output / TRIALS}; `frepa sweep --resume {sweep.output} --retry-failed` "
-            "tries them again",
+            fix=f"see their logs in {sweep.output / TRIALS}; "
+            f"`frepa sweep --resume {sweep.output} --retry-failed` tries them again",
         )
     return 0
 
@@ -210,6 +212,8 @@ def conclude(sweep: SweepConfig) -> int:
 @contextlib.contextmanager
 def ray_variables() -> Iterator[None]:
     """Set what Ray Tune reads from the environment, for the length of a block."""
+    # it misses files of metrics that the journal stands for
+    logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)
     before = {name: os.environ.get(name) for name in RAY_VARIABLES}
     os.environ.update(RAY_VARIABLES)
     try:
@@ -257,6 +261,3 @@ def same_sweep(sweep: SweepConfig) -> bool:
             fix=f"`frepa sweep --resume {root}` to go on with it as it was, or another output",
         )
     return True
-
-
-__all__ = ["JOURNAL", "Publish", "run_sweep", "same_sweep"]

@@ -1,4 +1,4 @@
-"""Which settings mattered: how well a random forest predicts the metric, and what it loses without each key."""
+"""Which settings mattered: how much worse a random forest predicts the metric without each key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from cluster.sweep.distributions import Distribution
 
 LEAST_TRIALS = 8
-TREES, REPEATS = 300, 30
+TREES, REPEATS = 100, 20
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Importance:
         )
         return (
             f"Permutation importance in a random forest of {TREES} trees that predicts the last value of "
-            f"{self.num_trials} trials from their settings: by how much its R^2 on the same trials falls when the "
-            f"values of one key are shuffled, mean and standard deviation over {REPEATS} shuffles. Out of bag the "
-            f"forest has an R^2 of {self.fit:.2f}.{worth} Trials that were stopped early count with the value "
-            "they had."
+            f"{self.num_trials} trials from their settings: by how much its R^2 on the same trials falls "
+            f"when the values of one key are shuffled, mean and standard deviation over {REPEATS} shuffles. "
+            f"Out of bag the forest has an R^2 of {self.fit:.2f}.{worth} Trials that were stopped early "
+            "count with the value they had."
         )
 
 

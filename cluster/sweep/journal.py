@@ -4,8 +4,10 @@ Ray writes its own state down now and then, and forgets what schedulers have see
 
 {"event": "trial", "trial", "name", "values", "parent"}    a trial begins; under PBT, goes on from another one
 {"event": "report", "trial", "name", "report", "step", "value", "details", "stopped", "last"}
-{"event": "failure", "trial", "name", "cause", "at", "final"}    it is tried again, unless that was the last time
+{"event": "failure", "trial", "name", "cause", "at", "final"}    tried again, unless that was final
 {"event": "end", "trial"}
+
+A failure's `at` counts those that the run wrote down itself; null where nobody was left to.
 """
 
 from __future__ import annotations
@@ -133,7 +135,7 @@ def _take_report(record: TrialRecord, entry: Mapping[str, Any]) -> None:
 
 
 def read_decisions(path: Path) -> dict[tuple[str, int], tuple[float, bool]]:
-    """What was reported and decided: (trial, number of the report) -> (value, whether the trial was ended)."""
+    """What was reported and decided: (trial, number of the report) -> (value, whether it was ended)."""
     return {
         (entry["trial"], entry["report"]): (entry["value"], entry["stopped"])
         for entry in read_json_lines(path)

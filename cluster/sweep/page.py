@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 METRIC_WORDS = {
-    "probe": "AUROC of logistic regression on frozen features, cross-validated inside the training part of the "
-    "labeled set; its test part was not touched",
-    "knn": "AUROC of nearest neighbors' votes on frozen features, cross-validated inside the training part of the "
-    "labeled set; its test part was not touched",
-    "high_band": "error of reconstructed detail, relative, where the same patches of the same images are hidden from "
-    "all trials (0: all detail is back, 1: none, above 1: what is drawn is made up)",
-    "hf_recall": "share of the hidden high-frequency tokens that are among the highest in the reconstruction too, where "
-    "the same patches of the same images are hidden from all trials (.25 by chance)",
+    "probe": "AUROC of logistic regression on frozen features, cross-validated inside the training part of "
+    "the labeled set; its test part was not touched",
+    "knn": "AUROC of nearest neighbors' votes on frozen features, cross-validated inside the training part "
+    "of the labeled set; its test part was not touched",
+    "high_band": "error of reconstructed detail, relative, where the same patches of the same images are "
+    "hidden from all trials (0: all detail is back, 1: none, above 1: what is drawn is made up)",
+    "hf_recall": "share of the hidden high-frequency tokens that are among the highest in the reconstruction "
+    "too, where the same patches of the same images are hidden from all trials (.25 by chance)",
 }
 
 
@@ -50,7 +50,7 @@ def build_page(sweep: SweepConfig, trials: Sequence[TrialRecord], path: Path) ->
         page.heading("Parallel coordinates")
         page.figure(
             draw_parallel(sweep, known),
-            "A line for each trial, from its settings to its last value; dark is better, dashed were stopped early.",
+            "A line for each trial, from its settings to its last value; dark is better, dashed was stopped.",
         )
         page.heading("Learning curves")
         page.figure(draw_curves(sweep, known), f"{sweep.metric.kind} at each report, by optimizer step.")
@@ -78,14 +78,15 @@ def add_results(page: Page, sweep: SweepConfig, trials: Sequence[TrialRecord]) -
         page.text(
             f"Best: {best.name}, {sweep.metric.kind} {cell(best.value)} ({told}); its config is best.yaml."
         )
-    if SEEDS_NOTE and not settings:
+    if not settings:
         page.note(SEEDS_NOTE)
     add_table(page, trial_rows(sweep, trials))
 
 
 SEEDS_NOTE = (
-    "One seed for each setting: the best of many trials is partly luck. Before it is believed, run the first few again "
-    "with several seeds (train.seed of kind grid), and measure them on images that no trial was chosen by."
+    "One seed for each setting: the best of many trials is partly luck. Before it is believed, run the first "
+    "few again with several seeds (train.seed of kind grid), and measure them on images that no trial was "
+    "chosen by."
 )
 
 

@@ -1,4 +1,4 @@
-"""From a sweep to the configs of its trials: pure functions, so that all is known to be right before it starts."""
+"""From a sweep to the configs of its trials: pure, so that what is wrong is found before it starts."""
 
 from __future__ import annotations
 
@@ -155,8 +155,6 @@ def check_sweep(sweep: SweepConfig) -> RunConfig:
     Raises:
         ConfigError: naming the key.
     """
-    from frepa_dist.train.checkpoint.fork import is_forkable
-
     for key in sweep.space:
         if key in OWNED:
             raise ConfigError(
@@ -168,8 +166,7 @@ def check_sweep(sweep: SweepConfig) -> RunConfig:
                 where=f"space, {key}",
                 fix="take the metric `probe`, or a sweep for each value",
             )
-        is_drawn = sweep.space[key].grid is None
-        if sweep.scheduler.kind == "pbt" and is_drawn and not is_forkable(key):
+        if sweep.scheduler.kind == "pbt" and sweep.space[key].grid is None and not can_fork(key):
             raise ConfigError(
                 "a run cannot go on with another value of it, as scheduler 'pbt' would have it do",
                 where=f"space, {key}",
@@ -180,19 +177,26 @@ def check_sweep(sweep: SweepConfig) -> RunConfig:
     for config in configs:
         if sweep.metric.kind == "hf_recall" and getattr(config.method, "norm_pix_loss", False):
             raise ConfigError(
-                "patches that are predicted normalized are drawn with the true spread, which tells the recall",
+                "patches that are predicted normalized are drawn with the true spread, which tells the ranks",
                 where="metric, hf_recall",
                 fix="set method.norm_pix_loss=false, or take the metric `high_band`",
             )
         world, train = sweep.resources.workers, config.train
         if train.global_batch_size % (world * train.micro_batch_size):
             raise ConfigError(
-                f"{train.global_batch_size} samples are not {world} workers x {train.micro_batch_size} x a whole "
-                "number",
+                f"{train.global_batch_size} samples are not {world} workers x {train.micro_batch_size} x a "
+                "whole number",
                 where="train.global_batch_size",
                 fix="correct it, train.micro_batch_size or resources.workers",
             )
     return configs[0]
+
+
+def can_fork(key: str) -> bool:
+    """Whether a run can go on from a checkpoint with another value of a key."""
+    from frepa_dist.train.checkpoint.fork import is_forkable
+
+    return is_forkable(key)
 
 
 def report_steps(total_steps: int, checkpoint_every: int) -> list[int]:

@@ -1,8 +1,8 @@
 """What a sweep's driver writes down while Ray Tune runs: the journal, and whole copies of Ray's own state.
 
 Ray copies its state to the sweep's folder file by file, in the background: a driver that is killed may leave
-half a file, or files of two moments, and with them nothing to restore. So after each save all files are copied
-to a folder that gets its name when it is whole.
+half a file, or files of two moments, and with them nothing to restore. So after each save all files are
+copied to a folder that gets its name when it is whole.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         ]
         common = {"name": name, "final": final}
         if told and self.journal.write(
-            "failure", trial.trial_id, **common, cause=told[-1]["cause"], at=told[-1]["time"]
+            "failure", trial.trial_id, **common, cause=told[-1]["cause"], at=len(told)
         ):
             return
         cause = "its Ray actor, or the node that it was on, died"

@@ -34,7 +34,7 @@ def write_results(sweep: SweepConfig, trials: Sequence[TrialRecord]) -> str:
     if rows:
         build_page(sweep, trials, root / PAGE)
         lines.append(f"report  {root / PAGE}")
-    return "\n\n".join(lines[:-2] + ["\n".join(lines[-2:])]) if lines else "no trial has begun"
+    return "\n\n".join([*lines[:-2], "\n".join(lines[-2:])]) if lines else "no trial has begun"
 
 
 def best_config(sweep: SweepConfig, best: TrialRecord) -> str:
@@ -46,5 +46,8 @@ def best_config(sweep: SweepConfig, best: TrialRecord) -> str:
         data = config.data.model_copy(update={"root": stored.root, "snapshot": stored.snapshot})
         config = config.model_copy(update={"data": data})
     told = ", ".join(f"{key} {value}" for key, value in best.values.items())
-    head = f"# The best of a sweep by {sweep.metric.kind}, {best.value:.6g} after step {best.reports[-1].step}: {told}\n"
+    head = (
+        f"# The best of a sweep: {sweep.metric.kind} {best.value:.6g} after step {best.reports[-1].step}\n"
+        f"# {told}\n"
+    )
     return head + dump_yaml(config.model_dump(mode="json"))

@@ -51,15 +51,23 @@ def param_space(sweep: SweepConfig) -> dict[str, Any]:
     space = {key: to_domain(distribution) for key, distribution in sweep.space.items()}
     space[SWEEP_KEY] = str(sweep.output)
     if sweep.search != "optuna":
-        space[NAME_KEY] = tune.choice([""])  # comes with each point
+        space[NAME_KEY] = tune.choice(point_names(sweep))  # comes with each point
     return space
+
+
+def point_names(sweep: SweepConfig) -> list[str]:
+    """Names of planned trials: their numbers."""
+    return [f"{number:03d}" for number in range(sweep.num_planned)]
 
 
 class PlannedPoints(BasicVariantGenerator):  # type: ignore[misc]
     """Gives the points that were drawn, under names that count them."""
 
     def __init__(self, sweep: SweepConfig) -> None:
-        points = [{**point, NAME_KEY: f"{number:03d}"} for number, point in enumerate(draw_points(sweep))]
+        points = [
+            {**point, NAME_KEY: name}
+            for point, name in zip(draw_points(sweep), point_names(sweep), strict=True)
+        ]
         super().__init__(points_to_evaluate=points, max_concurrent=sweep.max_concurrent or 0)
         self._uuid_prefix = "trial_"  # a lost trial comes back under its name, and finds its folder
 

@@ -21,7 +21,7 @@ def trial_rows(sweep: SweepConfig, trials: Sequence[TrialRecord]) -> list[Row]:
     rows = []
     for trial in trials:
         last = trial.reports[-1] if trial.reports else None
-        details = {key: value for key, value in (last.details if last else {}).items()}
+        details = last.details if last else {}
         rows.append(
             {
                 "trial": trial.name,
@@ -51,8 +51,9 @@ def group_key(sweep: SweepConfig, trial: TrialRecord) -> str:
 
 
 def setting_rows(sweep: SweepConfig, trials: Sequence[TrialRecord]) -> list[Row]:
-    """A row for each setting that was tried with several seeds, the best mean first; trials that ended early
-    are left out. Empty where the sweep has no seeds.
+    """A row for each setting that was tried with several seeds, the best mean first.
+
+    Trials that ended early are left out. Empty where the sweep has no seeds.
     """
     if SEED not in sweep.space:
         return []

@@ -1,9 +1,9 @@
 """A trial: the same trainer under the same supervision as `frepa pretrain`, as an actor that Ray Tune drives.
 
-A report is the metric at one scheduled checkpoint. Training does not wait for it. What was measured is kept in
-the run folder, so that a trial that is started again, by itself or with the whole sweep, reports what it had
-reported, and goes on from its newest checkpoint. Each start is a fresh group of processes: an engine cannot
-serve another trial.
+A report is the metric at one scheduled checkpoint. Training does not wait for it. What was measured is kept
+in the run folder, so that a trial that is started again, by itself or with the whole sweep, reports what it
+had reported, and goes on from its newest checkpoint. Each start is a fresh group of processes: an engine
+cannot serve another trial.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -47,7 +48,6 @@ def split_settings(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     return {key: value for key, value in config.items() if key not in about}, about
 
 
-@ray.remote(num_cpus=0)
 class FurtherNode:
     """The supervisor of a node of a trial that is not its first."""
 
@@ -64,7 +64,7 @@ class FurtherNode:
             self._command.end()
 
 
-class Trial(tune.Trainable):
+class Trial(tune.Trainable):  # type: ignore[misc]
     """See the module's text; Ray calls all methods."""
 
     @classmethod
@@ -78,7 +78,7 @@ class Trial(tune.Trainable):
         self._values, about = split_settings(config)
         self._sweep: SweepConfig = load_sweep(Path(about[SWEEP_KEY]))
         self._layout = Layout(Path(about[SWEEP_KEY]))
-        self._name: str = about.get(NAME_KEY, self.trial_id)
+        self._name = str(about.get(NAME_KEY) or self.trial_id)
         self._parent: str | None = about.get(PARENT_KEY)
         self._run = self._layout.run(self._name)
         self._config = trial_config(resolve(self._sweep, self._values, self._run))
@@ -202,9 +202,10 @@ def start_further_nodes(arguments: list[str], layout: Layout, name: str, nodes: 
             group, placement_group_bundle_index=node
         )
         bundle = group.bundle_specs[node]
-        actor = FurtherNode.options(  # all of the bundle, so that Ray shows it the GPUs
+        remote = ray.remote(  # all of the bundle, so that Ray shows it the GPUs
             scheduling_strategy=strategy, num_cpus=bundle.get("CPU", 0), num_gpus=bundle.get("GPU", 0)
-        ).remote()
+        )(FurtherNode)
+        actor = remote.remote()
         ray.get(actor.start.remote([*arguments, str(node)], str(layout.log(name, node))))
         others.append(actor)
     return others
@@ -224,8 +225,8 @@ def check_pairing(pointer: Mapping[str, Any], name: str, parent: str | None, rep
     """
     if pointer["name"] not in (name, parent) or pointer["report"] != reports:
         raise ConfigError(
-            f"the settings of {name} were made from {parent or 'no other run'} for report {reports}; the checkpoint "
-            f"is of {pointer['name']}, report {pointer['report']}",
+            f"the settings of {name} were made from {parent or 'no other run'} for report {reports}; the "
+            f"checkpoint is of {pointer['name']}, report {pointer['report']}",
             where=name,
             fix="this is a fault of the sweep, not of its config: the trial is not trained on",
         )
@@ -239,12 +240,10 @@ def find_steps(run: Path, checkpoint_every: int) -> list[int]:
 
 def prune(run: Path, measured: int, steps: list[int], keep: int) -> None:
     """Remove scheduled checkpoints that have been measured, but for the newest of them."""
-    from frepa_dist.train.checkpoint.folders import remove_checkpoint
-
     for step in [step for step in steps if step <= measured][:-keep]:
         folder = run / CHECKPOINTS / checkpoint_name(step)
-        if folder.is_dir():
-            remove_checkpoint(folder)
+        (folder / MANIFEST).unlink(missing_ok=True)  # killed in between, it is no longer listed
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def wait_until_free(run: Path) -> None:

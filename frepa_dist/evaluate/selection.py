@@ -61,7 +61,10 @@ def measure_labeled(
     Args:
         run_dir: the run.
         step: which checkpoint.
-        images, labels, label_column, classes: see `labelled.read_labeled`.
+        images: see `labelled.read_labeled`, as for the next three.
+        labels: the file of labels, None for a folder per class.
+        label_column: its column of labels.
+        classes: the only classes to use.
         num: most images, the same share of each class; None takes all.
         neighbors: votes of so many nearest neighbors by the cosine; None: logistic regression.
         seed: of the split where none is given, of the choice, and of the folds.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ def ray_session(address: str | None, *, num_cpus: int | None = None, fix: str = 
         EnvironmentFault: Ray cannot be reached, or not be started.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read by processes that Ray starts
+    # says at each start that a local Ray takes commands from those alone who hold its token
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     try:
         check_reachable(address)
         if address is None:

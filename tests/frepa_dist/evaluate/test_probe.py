@@ -13,13 +13,13 @@ from frepa_dist.evaluate import probe
 from frepa_dist.evaluate.labelled import LabeledImages
 from frepa_dist.evaluate.probe import (
     ProbeResult,
-    split_parts,
     auroc,
     bootstrap_interval,
     choose_c,
     fit,
     macro_auroc,
     run_probe,
+    split_parts,
     stratified_folds,
 )
 from shards.support.errors import DataError
