@@ -19,6 +19,7 @@ from cluster.sweep.config import SweepConfig
 from cluster.sweep.journal import read_journal
 from cluster.sweep.layout import LOCK, RAY, SWEEP, TRIALS, Layout, load_sweep
 from cluster.sweep.live import follow
+from cluster.sweep.measure import check_metric
 from cluster.sweep.points import check_sweep, report_steps
 from cluster.sweep.recorder import Recorder, restore_state
 from cluster.sweep.results import write_results
@@ -83,6 +84,7 @@ def run_sweep(
             fix=f"`frepa sweep --resume {root}` to go on with it, or another output",
         )
     first = check_sweep(sweep)
+    check_metric(sweep.metric)
     steps = first.train.steps or count_epochs(first, sweep.resources.workers)
     num_reports = len(report_steps(steps, first.train.checkpoint_every))
     with lock_folder(root, name=LOCK), ray_variables(), hearing_sigterm():

@@ -9,6 +9,24 @@ from cluster.sweep.config import MetricConfig
 NUM_RECONSTRUCTED = 64
 
 
+def check_metric(metric: MetricConfig) -> None:
+    """Make sure that there is what trials are to be measured on.
+
+    Raises:
+        FrepaError: what is wrong with the images or the labels.
+    """
+    from frepa_dist.evaluate.labelled import read_labeled
+    from frepa_dist.evaluate.views import list_images
+    from shards.dataset import has_dataset
+    from shards.stores.store import is_remote
+
+    images = Path(metric.images)
+    if not metric.reconstructs:
+        read_labeled(images, metric.labels, label_column=metric.label_column, classes=metric.classes)
+    elif not is_remote(metric.images) and not has_dataset(images):
+        list_images(images)
+
+
 def measure(run: Path, step: int, metric: MetricConfig) -> tuple[float, dict[str, float]]:
     """Measure a checkpoint of a run.
 

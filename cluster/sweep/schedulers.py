@@ -29,6 +29,7 @@ from cluster.sweep.journal import read_decisions
 from cluster.sweep.layout import Layout
 from cluster.sweep.points import draw_points
 from cluster.sweep.trial import NAME_KEY, PARENT_KEY, SWEEP_KEY
+from shards.support.errors import EnvironmentFault
 
 VALUE = "value"
 TIME = "training_iteration"  # Ray counts reports by this name
@@ -76,7 +77,12 @@ def create_search(sweep: SweepConfig) -> SearchAlgorithm | Searcher:
     """Who says what is tried."""
     if sweep.search != "optuna":
         return PlannedPoints(sweep)
-    import optuna
+    try:
+        import optuna
+    except ImportError as error:
+        raise EnvironmentFault(
+            "Optuna is not installed", where="search", fix="pip install 'frepa[tune]'"
+        ) from error
     from ray.tune.search import ConcurrencyLimiter
     from ray.tune.search.optuna import OptunaSearch
 

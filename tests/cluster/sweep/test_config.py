@@ -4,8 +4,10 @@ import pytest
 from pydantic import ValidationError
 
 from cluster.sweep.config import ResourcesConfig, read_sweep
+from cluster.sweep.points import check_sweep
 from shards.support.errors import ConfigError
 from tests.cluster.sweep.making import METRIC, SEEDS, SPACE, make_sweep
+from tests.twins import CONFIGS
 
 
 @pytest.mark.parametrize("kind", ["loss", "loss/rec", "train_loss", "mi/estimate"])
@@ -70,3 +72,10 @@ def test_the_base_of_a_sweep_is_a_run_config_and_lies_beside_it(tmp_path):
     assert (sweep.num_planned, sweep.set) == (4, {"train": {"steps": 4}})
     with pytest.raises(ConfigError, match="metrik"):
         read_sweep(tmp_path / "sweep.yaml", ["metrik.kind=knn"])
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "sweep").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_sweep_can_start_and_tries_its_answer_with_three_seeds(path):
+    sweep = read_sweep(f"sweep/{path.stem}")
+    check_sweep(sweep)
+    assert sweep.space["train.seed"].grid == (0, 1, 2)

@@ -47,7 +47,7 @@ def test_the_ends_of_all_distributions_are_tried():
 @pytest.mark.parametrize(
     ("over", "said"),
     [
-        ({"space": {"method.hmi.wieght": {"uniform": [0, 1]}}}, "wieght"),
+        ({"space": {"method.hmi.wait": {"uniform": [0, 1]}}}, "wait"),
         ({"space": {"train.learning_rate": {"uniform": [0.1, 1]}}}, "unknown key 'train.learning_rate'"),
         ({"space": {"method.mask_ratio": {"uniform": [0.5, 1.5]}}}, "mask_ratio"),
         ({"space": {"train.steps": {"choice": [1, 2]}}}, "the sweep decides"),

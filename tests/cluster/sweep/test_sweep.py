@@ -80,11 +80,11 @@ def write_sweep(path: Path, images: Path, dataset: Path, **over: object) -> Path
 
 def leftover(root: Path) -> list[psutil.Process]:
     """Processes of trials of a sweep."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if any(str(root) in part for part in process.info["cmdline"] or []):
-            found.append(process)
-    return [process for process in found if process.pid != os.getpid()]
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if process.pid != os.getpid() and any(str(root) in part for part in process.info["cmdline"] or [])
+    ]
 
 
 def outcome(root: Path) -> list[tuple[object, ...]]:

@@ -61,7 +61,7 @@ def test_a_fork_is_a_run_under_its_own_config_and_says_what_it_changed(source, t
     stored = load_run_config(target)
     assert (stored.method.hmi.weight, stored.data.root, stored.output) == (0.4, "shards", target)
     check_same_run(read_state(folder), stored, "abc", folder)  # as strict as for any run, and content
-    with pytest.raises(ConfigError, match="hmi.weight"):
+    with pytest.raises(ConfigError, match=r"hmi\.weight"):
         check_same_run(read_state(folder), make_config(target), "abc", folder)
     assert {key for key in changed if key != "output"} == {"method.hmi.weight", "method.mask_ratio"}
     (event,) = read_json_lines(target / "events.jsonl")
