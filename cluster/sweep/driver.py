@@ -20,7 +20,7 @@ from cluster.sweep.journal import read_journal
 from cluster.sweep.layout import LOCK, RAY, SWEEP, TRIALS, Layout, load_sweep
 from cluster.sweep.live import follow
 from cluster.sweep.measure import check_metric
-from cluster.sweep.points import check_sweep, report_steps
+from cluster.sweep.points import BASE, check_sweep, report_steps
 from cluster.sweep.recorder import Recorder, restore_state
 from cluster.sweep.results import write_results
 from cluster.sweep.schedulers import VALUE, create_scheduler, create_search, param_space, seed_everything
@@ -29,7 +29,7 @@ from cluster.sweep.trial import Trial
 from shards.stores.atomic import replace_text, writing_to
 from shards.stores.store import lock_folder
 from shards.support.errors import ConfigError, EnvironmentFault
-from shards.support.settings import dump_yaml
+from shards.support.settings import dump_yaml, read_config
 from shards.workers.pool import available_cores
 from shards.workers.ray_session import ray_session
 
@@ -91,6 +91,7 @@ def run_sweep(
         if not resume:
             with writing_to(root):
                 (root / TRIALS).mkdir(exist_ok=True)
+            replace_text(root / BASE, dump_yaml(read_config(sweep.base)))
             replace_text(root / SWEEP, dump_yaml(sweep.model_dump(mode="json", exclude_none=True)))
         seed_everything(sweep.seed)
         with ray_session(address, num_cpus=available_cores()):

@@ -1,6 +1,7 @@
 """The folder of a sweep: what lies where.
 
 OUTPUT/sweep.yaml            the sweep as it was started, resolved
+OUTPUT/base.yaml             the run config that its trials start from
 OUTPUT/journal.jsonl         all that happened, see `journal`
 OUTPUT/trials/NAME/          the run folder of a trial; under PBT a trial may have several, one after another
 OUTPUT/trials/NAME.yaml      the run config it was started with

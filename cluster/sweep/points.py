@@ -39,6 +39,8 @@ DECIDES_RECONSTRUCTION = (
     "method.model.patch_size",
 )
 SEED = "train.seed"
+BASE = "base.yaml"
+"""The run config as it was when the sweep began, in its folder: trials of tomorrow get the same."""
 
 
 def expand(dotted: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,7 +76,9 @@ def resolve(sweep: SweepConfig, values: Mapping[str, Any], output: Path) -> RunC
     """
     from frepa_dist.config import RunConfig
 
-    data = merge(merge(read_config(sweep.base), expand(sweep.set)), expand(values))
+    kept = sweep.output / BASE
+    base = read_config(kept if kept.is_file() else sweep.base)
+    data = merge(merge(base, expand(sweep.set)), expand(values))
     data["output"] = str(output)
     told = ", ".join(f"{key}={value}" for key, value in values.items())
     config = validate(RunConfig, data, where=f"{sweep.base} with {told}")

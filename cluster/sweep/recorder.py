@@ -34,14 +34,21 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         root: folder of the sweep.
     """
 
+    _journal: Journal | None = None
+    _stamp: tuple[float, ...] = ()
+    _has_news = True
+
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._journal: Journal | None = None
-        self._saved: tuple[float, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         """What Ray pickles."""
-        return {"_root": self._root, "_journal": None, "_saved": ()}
+        return {"_root": self._root}
+
+    def _write(self, event: str, trial: Any, **details: Any) -> bool:
+        """Write to the journal; what Ray saves next is worth a copy."""
+        self._has_news = True
+        return self.journal.write(event, trial.trial_id, **details)
 
     @property
     def journal(self) -> Journal:
@@ -57,15 +64,15 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         """See Ray's."""
         values, about = split_settings(trial.config)
         parent = about.get(PARENT_KEY)
-        self.journal.write("trial", trial.trial_id, name=self._name(trial), values=values, parent=parent)
+        self._write("trial", trial, name=self._name(trial), values=values, parent=parent)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """See Ray's."""
-        self.journal.write(
+        self._write(
             "report",
-            trial.trial_id,
+            trial,
             name=result["name"],
             report=result["report"],
             step=result["step"],
@@ -85,7 +92,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See Ray's."""
-        self.journal.write("end", trial.trial_id)
+        self._write("end", trial)
 
     def _note_failure(self, trial: Any, *, final: bool) -> None:
         name = self._name(trial)
@@ -94,15 +101,13 @@ class Recorder(tune.Callback):  # type: ignore[misc]
             e for e in read_json_lines(Layout(self._root).run(name) / EVENTS) if e["event"] == "trial_failed"
         ]
         common = {"name": name, "final": final}
-        if told and self.journal.write(
-            "failure", trial.trial_id, **common, cause=told[-1]["cause"], at=len(told)
-        ):
+        if told and self._write("failure", trial, **common, cause=told[-1]["cause"], at=len(told)):
             return
         cause = "its Ray actor, or the node that it was on, died"
-        self.journal.write("failure", trial.trial_id, **common, cause=cause, at=None)
+        self._write("failure", trial, **common, cause=cause, at=None)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """See Ray's: its state has just been saved, or not."""
+        """See Ray's: all that has happened is in its state, if it has just saved it."""
         self._copy_state(trials)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
@@ -115,9 +120,10 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         staging = Path(trials[0].local_experiment_path)
         files = sorted(path for pattern in PATTERNS for path in staging.glob(pattern))
         stamp = tuple(path.stat().st_mtime for path in files)
-        if not files or stamp == self._saved:
+        is_new, self._stamp = stamp != self._stamp, stamp
+        if not (files and is_new and self._has_news):
             return
-        self._saved = stamp
+        self._has_news = False
         states = list_states(self._root)
         number = int(states[-1].name) + 1 if states else 0
         partial = self._root / STATES / f"partial-{number:08d}"

@@ -71,6 +71,15 @@ def test_a_trial_is_the_base_with_what_is_set_and_sampled(tmp_path):
     assert trial_config(config).train.keep_every == config.train.checkpoint_every
 
 
+def test_a_base_that_changes_meanwhile_changes_no_trial(tmp_path):
+    base = tmp_path / "own.yaml"
+    base.write_text("base: demo/retmae\ntrain: {weight_decay: 0.1}\n")
+    sweep = make_sweep(base=str(base), output=tmp_path)
+    (tmp_path / "base.yaml").write_text(base.read_text())  # as the driver does
+    base.write_text("base: demo/retmae\ntrain: {weight_decay: 0.9}\n")
+    assert resolve(sweep, {}, tmp_path / "run").train.weight_decay == 0.1
+
+
 def test_values_that_do_not_arrive_are_found():
     with pytest.raises(ConfigError, match=r"a.b is 1, 2 was sampled; a.c is nothing"):
         check_holds({"a": {"b": 1}}, {"a.b": 2, "a.c": 3}, where="x")

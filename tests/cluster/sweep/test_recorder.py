@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from types import SimpleNamespace
 
 from cluster.sweep.journal import read_journal
@@ -26,6 +27,7 @@ def test_rays_state_is_kept_whole_or_not_at_all(tmp_path):
     for moment in range(4):
         for name in NAMES:
             (staging / name).write_text(f"{moment}")
+        recorder.on_trial_start(0, [trial], trial)
         recorder.on_step_end(0, [trial])
         recorder.on_step_end(0, [trial])  # nothing new
     assert len(list_states(tmp_path)) == 2
@@ -36,6 +38,28 @@ def test_rays_state_is_kept_whole_or_not_at_all(tmp_path):
     assert restore_state(tmp_path)
     assert sorted(path.name for path in (tmp_path / RAY).iterdir()) == sorted(NAMES)
     assert {(tmp_path / RAY / name).read_text() for name in NAMES} == {"3"}
+
+
+def test_what_ray_saved_before_something_happened_is_not_taken_for_what_it_saved_after(tmp_path):
+    staging, recorder, trial = tmp_path / "staging", Recorder(tmp_path), ray_trial(tmp_path)
+    staging.mkdir()
+
+    def save(text):
+        for name in NAMES:
+            (staging / name).write_text(text)
+            os.utime(staging / name, (int(text), int(text)))
+
+    save("1")
+    recorder.on_step_end(0, [trial])
+    save("2")
+    recorder.on_step_end(0, [trial])  # nothing has happened since
+    assert len(list_states(tmp_path)) == 1
+    recorder.on_trial_start(0, [trial], trial)
+    recorder.on_step_end(0, [trial])  # it has, and is not saved yet
+    assert len(list_states(tmp_path)) == 1
+    save("3")
+    recorder.on_step_end(0, [trial])
+    assert (list_states(tmp_path)[-1] / NAMES[0]).read_text() == "3"
 
 
 def test_where_nothing_was_saved_there_is_nothing_to_restore(tmp_path):
