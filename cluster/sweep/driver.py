@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 
+from cluster.sweep.around_ray import hearing_sigterm, keep_fitting, ray_variables
 from cluster.sweep.config import SweepConfig
 from cluster.sweep.journal import read_journal
 from cluster.sweep.layout import LOCK, RAY, SWEEP, TRIALS, Layout, load_sweep
@@ -37,17 +33,6 @@ Publish = Callable[[dict[str, int], float | None], None]
 """Is told how many trials are in each state, and the best value so far, whenever there is news."""
 
 STOPPED_CODE = 75
-# Ray reads these; the driver's working folder, its own files and its own words are not wanted
-RAY_VARIABLES = {
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1",  # what is lost with a driver is found again, but takes time
-    "TUNE_FORCE_TRIAL_CLEANUP_S": "90",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the table has them
-}
 
 
 def publish_nothing(states: dict[str, int], best: float | None) -> None:
@@ -94,12 +79,20 @@ def run_sweep(
             replace_text(root / BASE, dump_yaml(read_config(sweep.base)))
             replace_text(root / SWEEP, dump_yaml(sweep.model_dump(mode="json", exclude_none=True)))
         seed_everything(sweep.seed)
-        with ray_session(address, num_cpus=available_cores()):
-            check_room(sweep, is_local=address is None)
-            tuner = create_tuner(sweep, num_reports, resume=resume, retry_failed=retry_failed)
-            with follow(sweep, num_reports, publish):
-                tuner.fit()
+
+        def fit(restored: bool) -> None:
+            with ray_session(address, num_cpus=available_cores()):
+                check_room(sweep, is_local=address is None)
+                create_tuner(sweep, num_reports, resume=restored, retry_failed=retry_failed).fit()
+
+        with follow(sweep, num_reports, publish):
+            keep_fitting(fit, lambda: count_reports(sweep), resume)
     return conclude(sweep)
+
+
+def count_reports(sweep: SweepConfig) -> int:
+    """Reports of all trials so far."""
+    return sum(len(trial.reports) for trial in read_journal(Layout(sweep.output).journal))
 
 
 def locate(sweep: SweepConfig) -> SweepConfig:
@@ -210,40 +203,6 @@ def conclude(sweep: SweepConfig) -> int:
             f"`frepa sweep --resume {sweep.output} --retry-failed` tries them again",
         )
     return 0
-
-
-@contextlib.contextmanager
-def ray_variables() -> Iterator[None]:
-    """Set what Ray Tune reads from the environment, for the length of a block."""
-    # it misses files of metrics that the journal stands for
-    logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)
-    before = {name: os.environ.get(name) for name in RAY_VARIABLES}
-    os.environ.update(RAY_VARIABLES)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
-def hearing_sigterm() -> Iterator[None]:
-    """Take SIGTERM for Ctrl-C, which Ray Tune ends a sweep in order at."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def same_sweep(sweep: SweepConfig) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 
 import pytest
+from ray.exceptions import OutOfMemoryError
 
-from cluster.sweep.driver import RAY_VARIABLES, conclude, locate, ray_variables, same_sweep
+from cluster.sweep.around_ray import RAY_VARIABLES, keep_fitting, ray_variables
+from cluster.sweep.driver import conclude, locate, same_sweep
 from cluster.sweep.journal import Journal
 from cluster.sweep.layout import SWEEP, Layout, load_sweep
 from cluster.sweep.measure import check_metric
@@ -76,3 +78,40 @@ def test_rays_variables_are_put_back(monkeypatch):
     with ray_variables():
         assert {name: os.environ[name] for name in RAY_VARIABLES} == RAY_VARIABLES
     assert dict(os.environ) == before
+
+
+class Breaking:
+    """A tuner under which Ray breaks as planned; each entry is how many reports came before."""
+
+    def __init__(self, *reports):
+        self.plan, self.reports, self.resumed = list(reports), 0, []
+
+    def fit(self, resume):
+        self.resumed.append(resume)
+        if self.plan:
+            self.reports += self.plan.pop(0)
+            try:
+                raise OutOfMemoryError("2 workers were killed")
+            except OutOfMemoryError as error:  # as Ray Tune passes it on
+                raise RuntimeError("Caught unexpected exception") from error
+
+
+def test_where_ray_breaks_down_the_sweep_goes_on(capsys):
+    tuner = Breaking(0, 1, 0, 0, 2, 0, 0)  # never four times without a report in between
+    keep_fitting(tuner.fit, lambda: tuner.reports, resume=False)
+    assert tuner.resumed == [False] + [True] * 7
+    assert "Ray broke down (OutOfMemoryError: 2 workers were killed)" in capsys.readouterr().err
+
+
+def test_a_ray_that_breaks_again_and_again_ends_it():
+    tuner = Breaking(1, 0, 0, 0, 0, 0)
+    with pytest.raises(EnvironmentFault, match="4 times without a report"):
+        keep_fitting(tuner.fit, lambda: tuner.reports, resume=False)
+
+
+def test_a_fault_that_is_not_rays_is_raised_as_it_is():
+    def fit(resume):
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError):
+        keep_fitting(fit, lambda: 0, resume=False)
