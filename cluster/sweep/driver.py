@@ -72,7 +72,7 @@ def run_sweep(
     check_metric(sweep.metric)
     steps = first.train.steps or count_epochs(first, sweep.resources.workers)
     num_reports = len(report_steps(steps, first.train.checkpoint_every))
-    with lock_folder(root, name=LOCK), ray_variables(), hearing_sigterm():
+    with lock_folder(root, name=LOCK), ray_variables():
         if not resume:
             with writing_to(root):
                 (root / TRIALS).mkdir(exist_ok=True)
@@ -81,7 +81,8 @@ def run_sweep(
         seed_everything(sweep.seed)
 
         def fit(restored: bool) -> None:
-            with ray_session(address, num_cpus=available_cores()):
+            # inside, for a session of Ray takes SIGTERM for itself
+            with ray_session(address, num_cpus=available_cores()), hearing_sigterm():
                 check_room(sweep, is_local=address is None)
                 create_tuner(sweep, num_reports, resume=restored, retry_failed=retry_failed).fit()
 

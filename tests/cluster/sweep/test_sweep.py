@@ -215,6 +215,21 @@ def test_a_driver_that_is_killed_at_random_resumes_to_the_same_best(images, data
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
+def test_a_driver_that_is_asked_to_stop_ends_in_order_and_says_how_to_go_on(images, dataset, tmp_path):
+    config = write_sweep(tmp_path / "asked.yaml", images, dataset)
+    root = tmp_path / "asked"
+    process = start(config)
+    while not read_journal(Layout(root).journal):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(timeout=600) == 75
+    assert f"frepa sweep --resume {root}" in config.with_suffix(".log").read_text()
+    wait_until_gone(root, 300)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
 def test_two_trials_of_two_workers_each_run_at_once(images, dataset, tmp_path):
     config = write_sweep(
         tmp_path / "wide.yaml",
