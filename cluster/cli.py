@@ -22,6 +22,7 @@ from cluster.model_cli import MODEL_COMMANDS
 from cluster.monitor_cli import monitor_group
 from cluster.options import FOLDER
 from cluster.shards_cli import shards_group
+from cluster.sweep_cli import sweep
 from cluster.train_cli import TRAIN_COMMANDS
 from cluster.volume_cli import evaluate_volume
 from cluster.watch_cli import watch
@@ -37,6 +38,7 @@ def cli(debug: bool) -> None:
     \b
     frepa shards build IMAGES DATASET --modality fundus    images -> shards
     frepa pretrain --config retmae/vit_b --set ...         shards -> encoder
+    frepa sweep sweep/lambda_hmi --set ...                 many encoders -> the best
     frepa evaluate probe RUN IMAGES                        how good it is
     frepa export RUN OUT                                   a folder that timm loads
     """
@@ -46,7 +48,7 @@ cli.add_command(shards_group)
 evaluate_group.add_command(evaluate_volume)
 cli.add_command(evaluate_group)
 cli.add_command(monitor_group)
-for command in (*TRAIN_COMMANDS, watch, doctor, launch_group, *MODEL_COMMANDS):
+for command in (*TRAIN_COMMANDS, watch, sweep, doctor, launch_group, *MODEL_COMMANDS):
     cli.add_command(command)
 
 

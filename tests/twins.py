@@ -15,7 +15,9 @@ from frepa_dist.models.catalog import BACKBONES
 from shards.support.settings import merge, read_config, validate
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-RUNS = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml") if p.parent.name != "shards")
+RUNS = sorted(
+    str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("shards", "sweep")
+)
 IMAGE_SIZE = 64
 SMALLEST = {
     "vit": "vit_pico",

@@ -73,13 +73,23 @@ def load_encoder(source: str | Path, device: str | torch.device | None = None) -
     if kind == "timm" and not path.exists():
         return load_timm(text, rest, where, SOURCES)
     if (path / CONFIG).is_file():
-        student, config, step = load_student(path)
-        return _from_student(f"{text}, step {step}", student, config.method.input, where)
+        return encoder_of_run(path, None, where)
     if (path / "config.json").is_file():
         return load_folder(text, path, where)
     if path.is_file():
         return _load_mae_file(text, path, where)
     raise ConfigError("no encoder is there", where=source, allowed=SOURCES)
+
+
+def encoder_of_run(run_dir: Path, step: int | None, device: str | torch.device | None = None) -> Encoder:
+    """Load the frozen encoder of a run's checkpoint, the newest for None.
+
+    Raises:
+        DataError: there is no such checkpoint, or its weights do not fit.
+    """
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    student, config, step = load_student(run_dir, step)
+    return _from_student(f"{run_dir}, step {step}", student, config.method.input, where)
 
 
 def _from_student(name: str, student: nn.Module, settings: InputSettings, device: torch.device) -> Encoder:

@@ -6,7 +6,6 @@ needs this package in the version of the driver, and finds S3 credentials by bot
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -15,6 +14,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from shards.support.errors import EnvironmentFault, FrepaError
+from shards.workers.ray_session import ray_session
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -43,31 +43,9 @@ def run_tasks_on_ray(
         EnvironmentFault: Ray cannot be reached, or a task's worker died again and again.
         FrepaError: whatever `function` raised.
     """
-    try:
-        _check_reachable(address)
-        ray.init(
-            address=address,
-            num_cpus=jobs if address is None else None,
-            include_dashboard=False if address is None else None,
-            log_to_driver=False,
-        )
-    except (OSError, RayError, RuntimeError) as error:
-        raise EnvironmentFault(
-            f"Ray cannot be reached or started: {error}",
-            where=address or "this machine",
-            fix="start it (ray start --head), correct ray_address, or build with --executor local",
-        ) from error
-    try:
+    fix = ", or build with --executor local"
+    with ray_session(address, num_cpus=jobs, fix=fix):
         yield from _submit_bounded(function, iter(tasks))
-    finally:
-        ray.shutdown()
-
-
-def _check_reachable(address: str | None) -> None:
-    """Knock at HOST:PORT, since Ray itself tries for two minutes before it says that nobody is there."""
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _submit_bounded(function: Callable[[T], R], tasks: Iterator[T]) -> Iterator[R]:

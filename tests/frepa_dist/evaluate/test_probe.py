@@ -13,10 +13,10 @@ from frepa_dist.evaluate import probe
 from frepa_dist.evaluate.labelled import LabeledImages
 from frepa_dist.evaluate.probe import (
     ProbeResult,
-    _split,
     choose_c,
     fit,
     run_probe,
+    split_parts,
     stratified_folds,
 )
 from frepa_dist.evaluate.scores import macro_auroc
@@ -73,26 +73,26 @@ def labeled(y, splits=None):
 
 def test_a_split_that_is_made_is_stratified_seeded_and_by_patient():
     y = np.repeat([0, 1], [60, 20])
-    made = _split(labeled(y), y, None, 0, "here")
+    made = split_parts(labeled(y), y, None, 0, "here")
     assert np.bincount(y[made]).tolist() == [15, 5]
-    np.testing.assert_array_equal(made, _split(labeled(y), y, None, 0, "here"))
-    assert (made != _split(labeled(y), y, None, 1, "here")).any()
+    np.testing.assert_array_equal(made, split_parts(labeled(y), y, None, 0, "here"))
+    assert (made != split_parts(labeled(y), y, None, 1, "here")).any()
     groups = np.arange(80) // 2
-    by_patient = _split(labeled(y), y, groups, 0, "here")
+    by_patient = split_parts(labeled(y), y, groups, 0, "here")
     assert not set(groups[by_patient]) & set(groups[~by_patient])
 
 
 def test_splits_that_cannot_be_used():
     y = np.array([0, 0, 0, 1])
     with pytest.raises(DataError, match=r"too few.*0 3, 1 1"):
-        _split(labeled(y), y, None, 0, "here")
+        split_parts(labeled(y), y, None, 0, "here")
     y = np.array([0, 0, 0, 1, 1])
     with pytest.raises(DataError, match="too few"):
-        _split(labeled(y, ["train", "train", "test", "train", "train"]), y, None, 0, "here")
+        split_parts(labeled(y, ["train", "train", "test", "train", "train"]), y, None, 0, "here")
     y = np.array([0, 0, 0, 1, 1, 1])
     splits = ["train", "train", "test"] * 2
     with pytest.raises(DataError, match="one patient on both sides"):
-        _split(labeled(y, splits), y, np.array([0, 1, 1, 2, 3, 4]), 0, "here")
+        split_parts(labeled(y, splits), y, np.array([0, 1, 1, 2, 3, 4]), 0, "here")
 
 
 @pytest.fixture(scope="module")

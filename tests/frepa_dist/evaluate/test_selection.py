@@ -1,0 +1,97 @@
+"""What trials are chosen by: nothing of the test part, and the same question whatever a run trained with."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from frepa_dist.evaluate.selection import measure_detail, measure_labeled, neighbor_auroc, token_recall
+from frepa_dist.methods.base import Preview
+from frepa_dist.runs import CONFIG
+from shards.support.errors import DataError
+
+STEP = 12
+
+
+@pytest.fixture(scope="module")
+def labeled(tmp_path_factory):
+    """24 images, two classes that differ in brightness, a third of each in the test part."""
+    folder = tmp_path_factory.mktemp("labeled")
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(24):
+        bright = number % 2
+        pixels = rng.integers(100 * bright, 100 * bright + 120, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        rows.append([f"{number}.png", ("dark", "bright")[bright], "test" if number < 8 else "train"])
+    with (folder / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["filename", "label", "split"], *rows])
+    return folder
+
+
+@pytest.mark.parametrize("neighbors", [None, 3])
+def test_classes_are_told_apart_without_a_look_at_the_test_part(run_dir, labeled, tmp_path, neighbors):
+    found = measure_labeled(run_dir, STEP, labeled, labeled / "labels.csv", neighbors=neighbors)
+    assert found == {"auroc": pytest.approx(1.0), "n": 16}
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in labeled.glob("*.png"):
+        is_test = int(path.stem) < 8
+        (other / path.name).write_bytes(b"no image" if is_test else path.read_bytes())
+    again = measure_labeled(run_dir, STEP, other, labeled / "labels.csv", neighbors=neighbors)
+    assert again == found
+
+
+def test_a_part_of_the_images_has_the_same_share_of_each_class(run_dir, labeled):
+    assert measure_labeled(run_dir, STEP, labeled, labeled / "labels.csv", num=8)["n"] == 8
+
+
+def test_neighbors_of_noise_know_nothing():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(400, 8)), rng.integers(0, 2, 400)
+    assert abs(neighbor_auroc(x, y, None, 10, 0) - 0.5) < 0.1
+    assert neighbor_auroc(x + 4 * y[:, None], y, None, 10, 0) > 0.99
+    with pytest.raises(DataError, match="too few"):
+        neighbor_auroc(x[:2], np.array([0, 1]), None, 1, 0)
+
+
+def with_setting(run, key, value):
+    config = yaml.safe_load((run / CONFIG).read_text())
+    config["method"][key] = value
+    (run / CONFIG).write_text(yaml.safe_dump(config))
+
+
+def test_detail_is_measured_under_the_same_masks_whatever_a_run_trained_with(run_dir, small_dataset):
+    def measured(mask_ratio):
+        return measure_detail(run_dir, STEP, str(small_dataset), mask_ratio=mask_ratio, num=4)
+
+    with_setting(run_dir, "norm_pix_loss", False)
+    first = measured(0.75)
+    assert first["n"] == 4
+    assert 0 <= first["hf_recall"] <= 1
+    with_setting(run_dir, "mask_ratio", 0.4)
+    assert measured(0.75) == first
+    assert measured(0.4)["high_band"] < first["high_band"]  # more of the image is the true one
+    with_setting(run_dir, "norm_pix_loss", True)  # drawn with the spread of the truth
+    assert np.isnan(measured(0.75)["hf_recall"])
+
+
+def test_recall_is_one_of_the_truth_and_a_quarter_by_chance():
+    generator = torch.Generator().manual_seed(0)
+
+    def draw():
+        sizes = torch.rand(32, 1, 8, 8, generator=generator).repeat_interleave(16, 2).repeat_interleave(16, 3)
+        return (0.5 + 0.4 * sizes * torch.randn(32, 3, 128, 128, generator=generator)).clamp(0, 1)
+
+    images, hidden = draw(), torch.ones(32, 1, 128, 128, dtype=torch.bool)
+    assert token_recall(images, Preview("x", images, images, hidden), 16).eq(1).all()
+    by_chance = token_recall(images, Preview("x", images, draw(), hidden), 16).mean()
+    assert abs(by_chance - 0.25) < 0.06
+    few = torch.zeros_like(hidden)
+    few[..., :16, :16] = True
+    assert token_recall(images, Preview("x", images, images, few), 16).isnan().all()
