@@ -15,6 +15,7 @@ from cluster.doctor_cli import doctor
 from cluster.evaluate_cli import evaluate_group
 from cluster.model_cli import MODEL_COMMANDS
 from cluster.options import FOLDER
+from cluster.plan_cli import PLAN_COMMANDS
 from cluster.shards_cli import shards_group
 from cluster.train_cli import TRAIN_COMMANDS
 from cluster.volume_cli import evaluate_volume
@@ -38,7 +39,7 @@ def cli(debug: bool) -> None:
 cli.add_command(shards_group)
 evaluate_group.add_command(evaluate_volume)
 cli.add_command(evaluate_group)
-for command in (*TRAIN_COMMANDS, doctor, *MODEL_COMMANDS):
+for command in (*TRAIN_COMMANDS, doctor, *MODEL_COMMANDS, *PLAN_COMMANDS):
     cli.add_command(command)
 
 
