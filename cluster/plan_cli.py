@@ -39,6 +39,7 @@ def machine_options(function: F) -> F:
                 help="Replace an assumption; all are listed in the output. May be repeated.",
             ),
             set_option,
+            click.option("--offline", is_flag=True, help="Do not look for the dataset: assume one."),
             click.option("--json", "as_json", is_flag=True, help="Print JSON."),
             click.option("--out", type=FOLDER, help="HTML page to write."),
         )
@@ -94,6 +95,7 @@ def plan(config: str, nodes: int, gpus_per_node: int, deadline_hours: float | No
             listed,
             prices,
             deadline_hours,
+            look=not options["offline"],
             progress=lambda note: progress.update(note=note),
         )
     click.echo(json.dumps(plan_as_json(made), indent=1) if options["as_json"] else plan_text(made))
@@ -102,6 +104,75 @@ def plan(config: str, nodes: int, gpus_per_node: int, deadline_hours: float | No
 
         write_plan_page(made, options["out"])
         click.echo(f"page  {options['out']}", err=options["as_json"])
+
+
+@click.command()
+@click.argument("config")
+@click.option(
+    "--gpus", "gpu_counts", default="8,16,32,64,128,256,512,1024", show_default=True, help="How many."
+)
+@machine_options
+@click.option(
+    "--days", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True, help="Of training."
+)
+@click.option("--seeds", type=click.IntRange(min=2), default=20, show_default=True, help="Jobs of each kind.")
+def simulate(
+    config: str, gpu_counts: str, gpus_per_node: int, days: float, seeds: int, **options: Any
+) -> None:
+    r"""Simulate training CONFIG through failures, restarts, stragglers and cold caches.
+
+    Goodput by number of GPUs and by checkpoint interval, beside the formulas of Young and Daly. All of it is
+    simulated, from the config and assumptions that the output lists.
+
+    \b
+    frepa simulate frepa/vit_b_17m --gpu h100 --out simulation.html
+    frepa simulate frepa/vit_b_17m --gpus 64,512 --assume gpu_mtbf_hours=10000 --assume s3_gbit_per_second=400
+    """
+    from cluster.planning.simulation import run_simulation, simulation_as_json
+    from cluster.planning.simulation_page import simulation_text, write_simulation_page
+    from shards.support.progress import Progress
+
+    if options["gpu"] == "list":
+        show_gpus()
+        return
+    counts = read_counts(gpu_counts)
+    run, assumptions, listed = read_inputs(config, options)
+    num_parts = len(counts) + (3 if assumptions.gpu_mtbf_hours is not None else 1)
+    with Progress(num_parts, "simulate", unit="part") as progress:
+        made = run_simulation(
+            config,
+            run,
+            counts,
+            gpus_per_node,
+            assumptions,
+            listed,
+            days,
+            seeds,
+            look=not options["offline"],
+            progress=lambda note: progress.update(note=note),
+        )
+    as_json = options["as_json"]
+    click.echo(json.dumps(simulation_as_json(made), indent=1) if as_json else simulation_text(made))
+    if options["out"] is not None:
+        write_simulation_page(made, options["out"])
+        click.echo(f"page  {options['out']}", err=as_json)
+
+
+def read_counts(text: str) -> list[int]:
+    """Numbers of GPUs, rising.
+
+    Raises:
+        ConfigError: that is no list of them.
+    """
+    from shards.support.errors import ConfigError
+
+    try:
+        counts = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        counts = [0]
+    if counts[0] < 1:
+        raise ConfigError(f"no numbers of GPUs: {text}", where="--gpus", allowed="such as 8,64,512")
+    return counts
 
 
 def read_inputs(config: str, options: dict[str, Any]) -> tuple[RunConfig, Assumptions, list[Assumption]]:
@@ -153,4 +224,4 @@ def show_gpus() -> None:
     click.echo("\n".join([*table(rows), *sources]))
 
 
-PLAN_COMMANDS = (plan,)
+PLAN_COMMANDS = (plan, simulate)

@@ -22,7 +22,8 @@ class Storage:
         epoch_steps: of an epoch.
         seen_share: of the shards, that a node sees in an epoch; after e epochs a cache that can hold all of
             them misses (1 - seen_share)^e of what is asked for.
-        keeps: whether the caches can hold the whole dataset; else nothing that comes again is there.
+        keeps: whether the caches can hold the whole dataset; else nothing of an epoch before is there.
+        is_cached: whether there are caches, which have what steps need that are taken again.
     """
 
     bytes_per_step: float
@@ -32,6 +33,7 @@ class Storage:
     epoch_steps: int
     seen_share: float
     keeps: bool
+    is_cached: bool = True
 
 
 class Caches:
@@ -85,11 +87,12 @@ class Caches:
         return min(changes, default=FOREVER)
 
     def _missing(self, step: int) -> NDArray[np.float64]:
-        """(nodes,) shares that are not in the caches; steps that are taken again find everything there."""
+        """(nodes,) shares that are not in the caches."""
         assert self._storage is not None
         epochs = (step - self._since) // self._storage.epoch_steps
         share = (1 - self._storage.seen_share) ** epochs if self._storage.keeps else np.ones(len(epochs))
-        return np.where(step < self._furthest, 0.0, share)
+        is_there = (step < self._furthest) & self._storage.is_cached
+        return np.where(is_there, 0.0, share)
 
     def _fetch_seconds(self, wanted: NDArray[np.float64]) -> float:
         """Seconds until the last of the nodes has its bytes; they share the storage as they need it."""

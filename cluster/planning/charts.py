@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
@@ -92,8 +93,8 @@ def sizes_figure(
     if mark is not None:
         axes.axhline(mark, color=GREY, linewidth=1, linestyle="--")
     log_sizes(axes, sizes)
-    low = min(min(values) for values in series.values())
-    high = max(max(values) for values in series.values())
+    known = [value for values in series.values() for value in values if math.isfinite(value)]
+    low, high = min(known), max(known)
     if low > 0 and high > 5 * low:
         axes.set_yscale("log")
     else:
@@ -110,4 +111,69 @@ def step_figure(sizes: Sequence[int], series: Mapping[str, Sequence[float]]) -> 
     """Draw what could take a step's time against the number of GPUs: the highest line decides."""
     figure = sizes_figure(sizes, series, "milliseconds of a step")
     figure.axes[0].set_yscale("log")
+    return figure
+
+
+def interval_figure(
+    intervals: Sequence[float],
+    goodput: Sequence[float],
+    errors: Sequence[float],
+    formulas: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    marks: Mapping[str, float],
+    spread: tuple[float, float] | None,
+) -> Figure:
+    """Draw goodput against the checkpoint interval: simulated with error bars, formulas as lines.
+
+    Args:
+        intervals: seconds.
+        goodput: simulated, means over seeds.
+        errors: standard errors of these means.
+        formulas: seconds and goodput of each formula, by name.
+        marks: intervals to mark, by name.
+        spread: interval of the simulated optimum.
+    """
+    figure = Figure(figsize=(7.6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    percent = [100 * value for value in goodput]
+    axes.errorbar(
+        intervals,
+        percent,
+        yerr=[200 * error for error in errors],
+        fmt="o",
+        color=COLORS[0],
+        markersize=4,
+        capsize=2,
+        linewidth=1.2,
+        label="simulated (mean, 2 standard errors)",
+    )
+    for (name, (x, y)), color in zip(formulas.items(), COLORS[1:], strict=False):
+        axes.plot(x, [100 * value for value in y], color=color, linewidth=1.6, label=name)
+    for (name, value), color, dashes in zip(marks.items(), COLORS[3:], ("--", ":", "-."), strict=False):
+        axes.axvline(value, color=color, linestyle=dashes, linewidth=1.6, label=name)
+    if spread is not None:
+        axes.axvspan(*spread, color=COLORS[0], alpha=0.15, label="simulated optimum, 95 % of resamplings")
+    axes.set_xscale("log")
+    axes.set_ylim(min(percent) - 0.1 * (max(percent) - min(percent)) - 1e-3, None)
+    axes.set_xlabel("seconds between checkpoints", fontsize=8)
+    axes.set_ylabel("goodput, %", fontsize=8)
+    figure.legend(fontsize=8, frameon=False, labelcolor="black", ncols=3, loc="outside upper left")
+    style(axes)
+    return figure
+
+
+def spent_figure(sizes: Sequence[int], shares: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw where the time goes that is not useful, in % of all, stacked, against the number of GPUs."""
+    figure = Figure(figsize=(4.5, 3.1), layout="constrained")
+    axes = figure.subplots()
+    bottom = [0.0] * len(sizes)
+    for (name, values), color in zip(shares.items(), COLORS, strict=False):
+        percent = [100 * value for value in values]
+        axes.bar(range(len(sizes)), percent, bottom=bottom, color=color, width=0.75, label=name)
+        bottom = [low + more for low, more in zip(bottom, percent, strict=True)]
+    axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
+    axes.set_xlabel("GPUs", fontsize=8)
+    axes.set_ylabel("% of the time", fontsize=8)
+    legend(axes)
+    style(axes)
+    axes.grid(visible=False, axis="x")
     return figure

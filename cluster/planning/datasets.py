@@ -12,8 +12,13 @@ from shards.read.views import open_snapshot
 from shards.support.errors import EnvironmentFault
 
 
-def open_dataset(config: RunConfig, assumptions: Assumptions) -> Dataset:
+def open_dataset(config: RunConfig, assumptions: Assumptions, *, look: bool = True) -> Dataset:
     """Read the snapshot of `data.root`; where there is none, or it cannot be reached, assume one.
+
+    Args:
+        config: of the run.
+        assumptions: what to assume.
+        look: whether to look there at all.
 
     Raises:
         ConfigError, DataError: there is a dataset, but not what the config asks of it.
@@ -21,7 +26,7 @@ def open_dataset(config: RunConfig, assumptions: Assumptions) -> Dataset:
     data = config.data
     assumed = assumed_dataset(assumptions.num_images, assumptions.bytes_per_image, assumptions.shard_bytes)
     try:
-        if not has_dataset(data.root):
+        if not look or not has_dataset(data.root):
             return assumed
         stream = config.stream_config()
         snapshot = open_snapshot(stream)

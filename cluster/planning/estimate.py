@@ -169,7 +169,7 @@ def estimate(
         layout,
         facts.config.data.num_workers,
         traffic.bytes_by_node / facts.epoch_steps,
-        traffic.epoch_requests / facts.epoch_steps,
+        traffic.epoch_requests / facts.epoch_steps / facts.dataset.num_prefixes,
         assumptions,
     )
     seconds = facts.steps * step.total

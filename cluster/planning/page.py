@@ -129,7 +129,8 @@ def _add_time(page: Page, plan: Plan) -> None:
         spent = {"": [found.gpu_hours for found in plan.by_size]}
         figures.append((sizes_figure(sizes, spent, "GPU-hours"), "GPU-hours of the run; no price was given."))
     steps = {
-        name: [1000 * max(vars(found.step)[field], 1e-6) for found in plan.by_size]
+        # a single GPU communicates with none: left out of a logarithmic axis
+        name: [1000 * vars(found.step)[field] or math.nan for found in plan.by_size]
         for name, field in STEP_PARTS.items()
     }
     figures.append((step_figure(sizes, steps), "What could take a step's time; the highest line decides."))

@@ -105,6 +105,8 @@ def make_plan(
     listed: Sequence[Assumption],
     prices: Prices,
     deadline_hours: float | None = None,
+    *,
+    look: bool = True,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Plan:
     """Plan a run; some ten seconds.
@@ -118,6 +120,7 @@ def make_plan(
         listed: the same, to be shown.
         prices: of what is to be paid.
         deadline_hours: in which the run must end, failures included.
+        look: whether to look for the dataset.
         progress: is told each thing that was done.
 
     Raises:
@@ -128,7 +131,7 @@ def make_plan(
     ranks = nodes * gpus_per_node
     sizes = micro_batches(config.train.global_batch_size, ranks)
     assumptions.gpu.peak_flops(config.train.precision)
-    facts = gather_facts(config, assumptions)
+    facts = gather_facts(config, assumptions, look=look)
     progress("networks and data")
     limit = assumptions.gpu.memory_bytes * assumptions.usable_memory
     own_stage = config.train.zero_stage

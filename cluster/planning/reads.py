@@ -36,6 +36,11 @@ class Dataset:
     source: str
 
     @property
+    def num_prefixes(self) -> int:
+        """Folders that its shards are in: one for each modality."""
+        return max(1, len(set(self.modalities)))
+
+    @property
     def num_images(self) -> int:
         """Samples that are read in an epoch without weights."""
         return sum(self.counts) - sum(len(rows) for rows in self.exclusions.values())

@@ -88,13 +88,18 @@ class RunFacts:
         return made
 
 
-def gather_facts(config: RunConfig, assumptions: Assumptions) -> RunFacts:
+def gather_facts(config: RunConfig, assumptions: Assumptions, *, look: bool = True) -> RunFacts:
     """Count a run's networks and open its dataset; some seconds.
+
+    Args:
+        config: of the run.
+        assumptions: what is taken for granted.
+        look: whether to look for the dataset.
 
     Raises:
         ConfigError, DataError: settings contradict each other, or the dataset lacks what they ask for.
     """
-    dataset = open_dataset(config, assumptions)
+    dataset = open_dataset(config, assumptions, look=look)
     order = config.order_config()
     if not dataset.is_known:
         order = order.model_copy(update={"modality_weights": {}})

@@ -219,7 +219,8 @@ class _Job:
         """The steps from here on, whole checkpoint intervals of them, up to the run's end."""
         scenario = self.scenario
         every, seconds = scenario.checkpoint_steps, scenario.step_seconds
-        piece = -(-every // DRAWS_OF_INTERVAL)
+        varies = scenario.straggler_sigma > 0 or scenario.storage is not None
+        piece = -(-every // DRAWS_OF_INTERVAL) if varies else every
         wanted = min(MOST_DRAWS * piece, 2 * scenario.mtbf_seconds / seconds)  # more would mostly be lost
         number = min(scenario.steps - self.step, max(1, int(wanted // every)) * every)
         starts = np.arange(0, number, every)

@@ -172,8 +172,8 @@ def _checkpoint_lines(plan: Plan) -> Iterator[str]:
     if found.interval_steps is not None:
         yield (
             f"  recommended: each {duration(found.interval_seconds)}, "
-            f"train.checkpoint_every={found.interval_steps} (Young {duration(plan.young_seconds)}; no shorter "
-            f"than a write)"
+            f"train.checkpoint_every={found.interval_steps} (Young {duration(plan.young_seconds)}; no "
+            "shorter than a write)"
         )
         yield f"  the config has {every}, {duration(every * plan.chosen.step.total)}"
 

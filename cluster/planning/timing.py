@@ -144,7 +144,7 @@ def fetch_seconds(bytes_by_node: float, requests: float, busy_nodes: int, assump
 
     Args:
         bytes_by_node: what each of the busy nodes fetches.
-        requests: of all of them.
+        requests: of all of them, to a prefix.
         busy_nodes: that fetch.
         assumptions: what networks and storage give.
     """
@@ -176,7 +176,7 @@ def step_time(
         layout: how ranks share the work.
         num_workers: loader processes of a rank.
         bytes_by_node: that a node fetches for a step, the busiest one.
-        requests: of all nodes for a step.
+        requests: of all nodes for a step, to a prefix.
         assumptions: the rest.
     """
     size = layout.global_batch_size
