@@ -94,8 +94,8 @@ class Assumptions(Settings):
     )
     s3_requests_per_second: float | None = _assumed(
         5500,
-        "GET requests that the storage answers all nodes together, for each prefix; a dataset has one for each "
-        "modality, an assumed one a single one",
+        "GET requests that the storage answers all nodes together, for each prefix; a dataset has one for "
+        "each modality, an assumed one a single one",
         "published: Amazon S3 user guide, at least 5,500 per second and prefix",
         gt=0,
     )
