@@ -29,9 +29,9 @@ def with_layout(
 class MemoryModel:
     """Bytes of a GPU as a function of the layout.
 
-    The most activations alive at once are the largest of many sums that are affine in the micro-batch, one for
-    each place of the program: a convex function. They are counted at 1 and at 32 images, so the line through
-    both is never below them in between, and hardly below beyond.
+    The most activations alive at once are the largest of many sums that are affine in the micro-batch, one
+    for each place of the program: a convex function. They are counted at 1 and at 32 images, so the line
+    through both is never below them in between, and hardly below beyond.
 
     Attributes:
         config: of the run.

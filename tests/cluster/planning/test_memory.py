@@ -100,7 +100,7 @@ def test_activations_lie_on_the_line_through_two_counts(model):
     for stage, size in ((2, 48), (3, 12)):
         counted = count_cost(with_layout(model.config, stage=stage, micro_batch_size=size), 4).memory
         parts = model.parts(stage, size, 4)
-        assert 0.99 * counted["activations"] < parts["activations"] < 1.1 * counted["activations"]
+        assert 0.98 * counted["activations"] < parts["activations"] < 1.1 * counted["activations"]
         assert {**parts, "activations": 0} == {**counted, "activations": 0}
 
 
