@@ -21,6 +21,7 @@ from cluster.launch_cli import launch_group
 from cluster.model_cli import MODEL_COMMANDS
 from cluster.monitor_cli import monitor_group
 from cluster.options import FOLDER
+from cluster.plan_cli import PLAN_COMMANDS
 from cluster.shards_cli import shards_group
 from cluster.sweep_cli import sweep
 from cluster.train_cli import TRAIN_COMMANDS
@@ -48,7 +49,7 @@ cli.add_command(shards_group)
 evaluate_group.add_command(evaluate_volume)
 cli.add_command(evaluate_group)
 cli.add_command(monitor_group)
-for command in (*TRAIN_COMMANDS, watch, sweep, doctor, launch_group, *MODEL_COMMANDS):
+for command in (*TRAIN_COMMANDS, watch, sweep, doctor, launch_group, *MODEL_COMMANDS, *PLAN_COMMANDS):
     cli.add_command(command)
 
 

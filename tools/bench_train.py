@@ -11,6 +11,8 @@ MFU is counted operations x images per second / the matrix peak: `frepa_dist.mod
 products, convolutions and attention, forward and backward; the peak is the fastest of several square matrix
 products in the step's precision, measured here.
 
+`--json FILE` writes the figures for `frepa plan --calibration FILE`.
+
 Loading: then each method reads its batches through the loader, and the share of its time spent waiting for
 data is shown, with the seconds of all phases.
 """
@@ -18,6 +20,7 @@ data is shown, with the seconds of all phases.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
@@ -127,6 +130,42 @@ def measure_loading(trainer: Trainer, info: Any, rounds: int) -> dict[str, float
     return {name: spent / rounds for name, spent in {**trainer.timer.take(), "total": total}.items()}
 
 
+def describe_device(device: torch.device) -> str:
+    """What computes."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def calibration(
+    seconds: dict[str, list[float]],
+    flops_per_image: dict[str, float],
+    peak: float,
+    device: str,
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
+    """The figures as plain data, as `cluster.planning.calibration` reads them.
+
+    Args:
+        seconds: of each way's steps.
+        flops_per_image: counted operations of the ways that are methods.
+        peak: operations per second of the fastest matrix product.
+        device: what computed.
+        arguments: of the command line.
+    """
+    ways: dict[str, dict[str, Any]] = {}
+    for way, values in seconds.items():
+        rate = arguments.batch / statistics.median(values)
+        ways[way] = {"seconds": values, "images_per_second": rate}
+        if way in flops_per_image:
+            ways[way] |= {"flops_per_image": flops_per_image[way]}
+            ways[way] |= {"flops_per_second": rate * flops_per_image[way]}
+    shape = {
+        name: getattr(arguments, name) for name in ("size", "image_size", "precision", "batch", "compile")
+    }
+    return {"device": device, "torch": torch.__version__, "peak_flops": peak, **shape, "ways": ways}
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Measure and print."""
     from frepa_dist.models.cost import count_cost
@@ -150,12 +189,16 @@ def run(arguments: argparse.Namespace) -> None:
             f"ViT-{arguments.size}, {arguments.image_size} pixels, {arguments.precision}, batch "
             f"{arguments.batch}; matrix peak {peak / 1e12:.2f} TFLOP/s\n"
         )
+        flops = {method: count_cost(config).total_flops for method, config in configs.items()}
+        if arguments.json is not None:
+            data = calibration(seconds, flops, peak, describe_device(world.device), arguments)
+            arguments.json.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         print("| way | seconds per step | images/s | of plain | MFU |\n|---|---:|---:|---:|---:|")
         for way, values in seconds.items():
             median = statistics.median(values)
             rate = arguments.batch / median
             ratio = f"{median / statistics.median(seconds[PLAIN]):.2f}" if PLAIN in seconds else ""
-            mfu = f"{count_cost(configs[way]).total_flops * rate / peak:.0%}" if way in configs else ""
+            mfu = f"{flops[way] * rate / peak:.0%}" if way in configs else ""
             spread = f"{median:.3f} ({min(values):.3f} to {max(values):.3f})"
             print(f"| {way} | {spread} | {rate:.1f} | {ratio} | {mfu} |", flush=True)
         print()
@@ -181,6 +224,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--methods", nargs="+", default=list(CONFIGS), choices=list(CONFIGS))
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     run(parser.parse_args())
 
 

@@ -52,6 +52,7 @@ class Cost:
 
     Attributes:
         parameters: of each network.
+        trained: those of them that an optimizer steps.
         encoder_parameters: of the student's encoder; its other parameters decode.
         flops: operations per image of a step, by phase: `targets`, `student`, and each opponent's name.
         memory: bytes of each GPU, by what takes them.
@@ -60,6 +61,7 @@ class Cost:
     """
 
     parameters: dict[str, int]
+    trained: dict[str, int]
     encoder_parameters: int
     flops: dict[str, float]
     memory: dict[str, int]
@@ -123,9 +125,14 @@ def count_cost(config: RunConfig, ranks: int = 1) -> Cost:
         # with memory of their own, so to speak: what has none cannot take part in autograd's accounting
         modules = {name: module.to_empty(device="cpu") for name, module in modules.items()}
         flops, activations = _run_step(method, config, specs, modules, dtype)
-    memory = _static_memory(config, specs, parameters, trained, ranks)
+    memory = static_memory(config, parameters, trained, ranks)
     memory["activations"] = activations
-    return Cost(parameters, encoder, flops, memory, config.train.micro_batch_size, ranks)
+    return Cost(parameters, trained, encoder, flops, memory, config.train.micro_batch_size, ranks)
+
+
+def network_specs(config: RunConfig) -> Mapping[str, SubmoduleSpec]:
+    """What the networks of a run are to training, by name; no network is built."""
+    return create_method(config.method).submodules()
 
 
 def forget_cached_tensors() -> None:
@@ -238,15 +245,18 @@ def _frozen(modules: list[nn.Module]) -> Iterator[None]:
         module.requires_grad_(True)
 
 
-def _static_memory(
-    config: RunConfig,
-    specs: Mapping[str, SubmoduleSpec],
-    parameters: Mapping[str, int],
-    trained: Mapping[str, int],
-    ranks: int,
+def static_memory(
+    config: RunConfig, parameters: Mapping[str, int], trained: Mapping[str, int], ranks: int
 ) -> dict[str, int]:
-    """Bytes per GPU of weights, gradients and optimizers."""
-    train = config.train
+    """Bytes per GPU of weights, gradients and optimizers: all but the activations, of counted networks.
+
+    Args:
+        config: of the run; its ZeRO stages and precision count.
+        parameters: of each network, as `Cost.parameters`.
+        trained: as `Cost.trained`.
+        ranks: GPUs.
+    """
+    train, specs = config.train, network_specs(config)
     memory = {"weights": 0, "gradients": 0, "optimizer": 0, "buckets": 0, "other networks": 0}
     for name, spec in specs.items():
         number, learning = parameters[name], trained[name]
