@@ -34,7 +34,7 @@ from shards.support.errors import ConfigError, DataError, FrepaError
 @click.version_option(version("frepa"), prog_name="frepa")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
-    r"""Frequency-aware self-supervised pretraining of medical image encoders.
+    """Frequency-aware self-supervised pretraining of medical image encoders.
 
     \b
     frepa shards build IMAGES DATASET --modality fundus    images -> shards

@@ -37,10 +37,10 @@ def render(
     out: Path,
     overrides: tuple[str, ...],
 ) -> None:
-    r"""Write the files that start pretraining, builds, sweeps and evaluation on a cluster.
+    """Write the files that start pretraining, builds, sweeps and evaluation on a cluster.
 
     \b
-    frepa launch render --target slurm --config retmae/vit_b --nodes 4 --gpus-per-node 8 \
+    frepa launch render --target slurm --config retmae/vit_b --nodes 4 --gpus-per-node 8 \\
         --set slurm.partition=gpu --set pretrain.overrides='[train.micro_batch_size=32]' --out jobs
     """
     from cluster.render.configs import check_run, find_sweep

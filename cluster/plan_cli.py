@@ -60,7 +60,7 @@ def machine_options(function: F) -> F:
 @click.option("--price-1000-gets", type=click.FloatRange(0), help="Of 1,000 GET requests.")
 @click.option("--price-gb-transfer", type=click.FloatRange(0), help="Of fetching 10^9 bytes.")
 def plan(config: str, nodes: int, gpus_per_node: int, deadline_hours: float | None, **options: Any) -> None:
-    r"""Say what a run of CONFIG takes, before it is paid for.
+    """Say what a run of CONFIG takes, before it is paid for.
 
     Memory by ZeRO stage and micro-batch, time, data, requests, checkpoints, and money at the prices given.
     Nothing is run: all of it is computed, from the config and assumptions that the output lists.
@@ -119,7 +119,7 @@ def plan(config: str, nodes: int, gpus_per_node: int, deadline_hours: float | No
 def simulate(
     config: str, gpu_counts: str, gpus_per_node: int, days: float, seeds: int, **options: Any
 ) -> None:
-    r"""Simulate training CONFIG through failures, restarts, stragglers and cold caches.
+    """Simulate training CONFIG through failures, restarts, stragglers and cold caches.
 
     Goodput by number of GPUs and by checkpoint interval, beside the formulas of Young and Daly. All of it is
     simulated, from the config and assumptions that the output lists.

@@ -28,7 +28,7 @@ def sweep(
     retry_failed: bool,
     address: str | None,
 ) -> None:
-    r"""Train many runs that differ in some settings, and find the best by a probe or by restored detail.
+    """Train many runs that differ in some settings, and find the best by a probe or by restored detail.
 
     CONFIG is a sweep config: a file, or the name of a shipped one. Each trial is a supervised run like those
     of `frepa pretrain`; its folder is in OUTPUT/trials. Killed, it goes on where it was:

@@ -100,7 +100,7 @@ def read_patience(options: dict[str, Any]) -> Patience:
 )
 @nodes_options
 def pretrain(config: str, overrides: tuple[str, ...], or_resume: bool, dry_run: bool, **options: Any) -> None:
-    r"""Pretrain, and start again after faults, from the last checkpoint.
+    """Pretrain, and start again after faults, from the last checkpoint.
 
     SIGTERM, SIGUSR1 and Ctrl-C stop it with a checkpoint and exit code 75. On several nodes, start the same
     command once on each:

@@ -2,8 +2,10 @@ import subprocess
 import sys
 import time
 
+import click
 import pytest
 
+from cluster.cli import cli
 from tests.commands import Ended, frepa
 
 
@@ -83,3 +85,20 @@ def test_no_dataset_is_said_before_ranks_start(tmp_path):
 def test_usage_errors_have_code_2():
     assert frepa("pretrain").returncode == 2
     assert frepa("shards", "bild").returncode == 2
+
+
+def all_commands(command, name="frepa"):
+    yield name, command
+    for part, child in getattr(command, "commands", {}).items():
+        yield from all_commands(child, f"{name} {part}")
+
+
+def test_help_keeps_the_lines_of_examples():
+    for name, command in all_commands(cli):
+        text = command.get_help(click.Context(command, info_name=name))
+        assert "\\b" not in text, name
+        examples = [
+            line for line in (command.help or "").splitlines() if line.startswith(("frepa ", "srun "))
+        ]
+        shown = [line.strip() for line in text.splitlines()]
+        assert set(examples) <= set(shown), name
