@@ -151,10 +151,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             if self._steps and self._is_whole(self._steps[number]):
                 return self._steps[number]
             if status is not None or (self._command is None and self._is_done()):
-                said = read_outcome(self._run) or {}
-                log = self._layout.log(self._name)
-                cause = said.get("error") or last_line(log) or f"see {log}"
-                raise EnvironmentFault(f"training ended with code {status}: {cause}", where=self._name)
+                cause = describe_end(self._run, self._layout.log(self._name))
+                raise EnvironmentFault(f"no checkpoint for report {number + 1}: {cause}", where=self._name)
             time.sleep(POLL_SECONDS)
 
     def _is_whole(self, step: int) -> bool:
@@ -263,6 +261,19 @@ def wait_until_free(run: Path) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(POLL_SECONDS)
+
+
+def describe_end(run: Path, log: Path) -> str:
+    """Why training has ended without a checkpoint that was due."""
+    said = read_outcome(run) or {}
+    if said.get("outcome") == "done":
+        events = read_json_lines(run / EVENTS)
+        failed = [event["error"] for event in events if event["event"] == "checkpoint_failed"]
+        skipped = sum(event["event"] == "step_skipped" for event in events)
+        return failed[-1] if failed else f"training is done, with {skipped} steps skipped; see {run / EVENTS}"
+    if said.get("outcome") == "requeue":
+        return "training was asked to stop"
+    return str(said.get("error") or last_line(log) or f"see {log}")
 
 
 def last_line(log: Path) -> str:

@@ -8,13 +8,14 @@ import pytest
 
 from cluster.sweep.trial import (
     check_pairing,
+    describe_end,
     find_steps,
     last_line,
     prune,
     split_settings,
     wait_until_free,
 )
-from frepa_dist.journal import append_event
+from frepa_dist.journal import append_event, write_outcome
 from frepa_dist.runs import checkpoint_name, list_checkpoints
 from shards.stores.store import lock_folder
 from shards.support.errors import ConfigError
@@ -80,3 +81,18 @@ def test_the_last_error_is_found_in_a_log(tmp_path):
     assert last_line(log) == "no shards"
     log.write_text(json.dumps({}) + "\n\n")
     assert last_line(log) == "{}"
+
+
+def test_why_a_checkpoint_is_missing_is_told(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("frepa: error: the port is taken\n")
+    assert describe_end(tmp_path, log) == "the port is taken"
+    write_outcome(tmp_path, "failed", -1, code=4, error="losses are no longer finite")
+    assert describe_end(tmp_path, log) == "losses are no longer finite"
+    write_outcome(tmp_path, "requeue", 3)
+    assert "asked to stop" in describe_end(tmp_path, log)
+    write_outcome(tmp_path, "done", 4)
+    append_event(tmp_path, "step_skipped", step=3)
+    assert "1 steps skipped" in describe_end(tmp_path, log)
+    append_event(tmp_path, "checkpoint_failed", step=4, error="weights are no longer finite")
+    assert describe_end(tmp_path, log) == "weights are no longer finite"
