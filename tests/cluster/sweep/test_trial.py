@@ -9,6 +9,7 @@ import pytest
 from cluster.sweep.trial import (
     check_pairing,
     describe_end,
+    find_due,
     find_steps,
     last_line,
     prune,
@@ -42,12 +43,22 @@ def test_what_ray_gives_is_split_into_settings_and_the_rest():
     assert split_settings(config) == ({"train.seed": 1}, {"sweep": "x", "name": "000", "parent": "001"})
 
 
-def test_checkpoints_go_when_they_have_been_measured_and_not_before(tmp_path):
-    for step in (2, 4, 5, 6, 8):
-        folder = tmp_path / "checkpoints" / checkpoint_name(step)
+def make_checkpoints(run, *steps):
+    for step in steps:
+        folder = run / "checkpoints" / checkpoint_name(step)
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_text("{}")
-    prune(tmp_path, 4, [2, 4, 6, 8], keep=1)
+
+
+def test_a_checkpoint_that_was_put_off_is_the_one_that_was_due(tmp_path):
+    assert find_due(tmp_path, 4) is None
+    make_checkpoints(tmp_path, 2, 5, 6)  # steps around 4 were skipped
+    assert [find_due(tmp_path, step) for step in (2, 4, 6, 8)] == [2, 5, 6, None]
+
+
+def test_checkpoints_go_when_they_have_been_measured_and_not_before(tmp_path):
+    make_checkpoints(tmp_path, 2, 4, 5, 6, 8)
+    prune(tmp_path, 4, keep=1)
     assert [int(path.name[5:]) for path in list_checkpoints(tmp_path)] == [4, 5, 6, 8]
 
 
