@@ -28,7 +28,7 @@ from cluster.sweep.leash import Leashed
 from cluster.sweep.measure import measure
 from cluster.sweep.points import check_holds, report_steps, resolve, trial_config
 from frepa_dist.journal import append_event, append_line, read_outcome
-from frepa_dist.runs import CHECKPOINTS, CONFIG, EVENTS, LOCK, MANIFEST, checkpoint_name, read_json_lines
+from frepa_dist.runs import CONFIG, EVENTS, LOCK, MANIFEST, list_checkpoints, read_json_lines
 from shards.stores.atomic import replace_text
 from shards.stores.store import lock_folder
 from shards.support.errors import ConfigError, EnvironmentFault, FrepaError
@@ -117,11 +117,11 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             "value": value,
             "details": details,
             "name": self._name,
-            "last": step == self._steps[-1],
+            "last": number == len(self._steps) - 1,
         }
         append_line(self._layout.reports(self._name), report)
         if self._sweep.scheduler.kind != "pbt":  # where others may go on from any of them
-            prune(self._run, step, self._steps, self._config.train.keep_checkpoints)
+            prune(self._run, step, self._config.train.keep_checkpoints)
         return report
 
     def _is_done(self) -> bool:
@@ -148,27 +148,19 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             status = None if self._command is None else self._command.poll()
             if not self._steps:
                 self._steps = find_steps(self._run, self._config.train.checkpoint_every)
-            if self._steps and self._is_whole(self._steps[number]):
-                return self._steps[number]
+            if self._steps and (found := find_due(self._run, self._steps[number])) is not None:
+                return found
             if status is not None or (self._command is None and self._is_done()):
-                said = read_outcome(self._run) or {}
-                log = self._layout.log(self._name)
-                cause = said.get("error") or last_line(log) or f"see {log}"
-                raise EnvironmentFault(f"training ended with code {status}: {cause}", where=self._name)
+                cause = describe_end(self._run, self._layout.log(self._name))
+                raise EnvironmentFault(f"no checkpoint for report {number + 1}: {cause}", where=self._name)
             time.sleep(POLL_SECONDS)
-
-    def _is_whole(self, step: int) -> bool:
-        return (self._run / CHECKPOINTS / checkpoint_name(step) / MANIFEST).is_file()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Name the checkpoint that was reported last: it stays where it is, in the run folder."""
-        pointer = {"name": self._name, "report": self.iteration, "values": self._values}
-        if self.iteration:
-            pointer["step"] = self._steps_known()[self.iteration - 1]
+        report = self._find_report(self.iteration - 1)
+        step = None if report is None else report["step"]
+        pointer = {"name": self._name, "report": self.iteration, "step": step, "values": self._values}
         (Path(checkpoint_dir) / POINTER).write_text(json.dumps(pointer), encoding="utf-8")
-
-    def _steps_known(self) -> list[int]:
-        return self._steps or find_steps(self._run, self._config.train.checkpoint_every)
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Go on from a checkpoint that was named: this run's own, or, under PBT, its parent's.
@@ -238,10 +230,22 @@ def find_steps(run: Path, checkpoint_every: int) -> list[int]:
     return report_steps(starts[-1]["total_steps"], checkpoint_every) if starts else []
 
 
-def prune(run: Path, measured: int, steps: list[int], keep: int) -> None:
-    """Remove scheduled checkpoints that have been measured, but for the newest of them."""
-    for step in [step for step in steps if step <= measured][:-keep]:
-        folder = run / CHECKPOINTS / checkpoint_name(step)
+def step_of(folder: Path) -> int:
+    """The step that a checkpoint's name states."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def find_due(run: Path, step: int) -> int | None:
+    """The step of the checkpoint that was due after a step; None while it is not whole.
+
+    Where steps were skipped then, the trainer has put it off: it is the first one after.
+    """
+    return next((found for found in map(step_of, list_checkpoints(run)) if found >= step), None)
+
+
+def prune(run: Path, measured: int, keep: int) -> None:
+    """Remove checkpoints up to the one that was measured, but for the newest of them."""
+    for folder in [folder for folder in list_checkpoints(run) if step_of(folder) <= measured][:-keep]:
         (folder / MANIFEST).unlink(missing_ok=True)  # killed in between, it is no longer listed
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -263,6 +267,19 @@ def wait_until_free(run: Path) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(POLL_SECONDS)
+
+
+def describe_end(run: Path, log: Path) -> str:
+    """Why training has ended without a checkpoint that was due."""
+    said = read_outcome(run) or {}
+    if said.get("outcome") == "done":
+        events = read_json_lines(run / EVENTS)
+        failed = [event["error"] for event in events if event["event"] == "checkpoint_failed"]
+        skipped = sum(event["event"] == "step_skipped" for event in events)
+        return failed[-1] if failed else f"training is done, with {skipped} steps skipped; see {run / EVENTS}"
+    if said.get("outcome") == "requeue":
+        return "training was asked to stop"
+    return str(said.get("error") or last_line(log) or f"see {log}")
 
 
 def last_line(log: Path) -> str:

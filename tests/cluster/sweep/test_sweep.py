@@ -284,7 +284,7 @@ def test_a_trial_that_fails_is_tried_again_told_and_passed_over(images, dataset,
         num_trials=1,
         max_failures=1,
     )
-    ended = commands.frepa("sweep", config)
+    ended = commands.frepa("sweep", config, "--set", "set.train.guard.patience=1")
     root = tmp_path / "failing"
     assert ended.returncode == 5
     assert "1 of 2 trials failed (001: " in ended.stderr

@@ -8,13 +8,15 @@ import pytest
 
 from cluster.sweep.trial import (
     check_pairing,
+    describe_end,
+    find_due,
     find_steps,
     last_line,
     prune,
     split_settings,
     wait_until_free,
 )
-from frepa_dist.journal import append_event
+from frepa_dist.journal import append_event, write_outcome
 from frepa_dist.runs import checkpoint_name, list_checkpoints
 from shards.stores.store import lock_folder
 from shards.support.errors import ConfigError
@@ -41,12 +43,22 @@ def test_what_ray_gives_is_split_into_settings_and_the_rest():
     assert split_settings(config) == ({"train.seed": 1}, {"sweep": "x", "name": "000", "parent": "001"})
 
 
-def test_checkpoints_go_when_they_have_been_measured_and_not_before(tmp_path):
-    for step in (2, 4, 5, 6, 8):
-        folder = tmp_path / "checkpoints" / checkpoint_name(step)
+def make_checkpoints(run, *steps):
+    for step in steps:
+        folder = run / "checkpoints" / checkpoint_name(step)
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_text("{}")
-    prune(tmp_path, 4, [2, 4, 6, 8], keep=1)
+
+
+def test_a_checkpoint_that_was_put_off_is_the_one_that_was_due(tmp_path):
+    assert find_due(tmp_path, 4) is None
+    make_checkpoints(tmp_path, 2, 5, 6)  # steps around 4 were skipped
+    assert [find_due(tmp_path, step) for step in (2, 4, 6, 8)] == [2, 5, 6, None]
+
+
+def test_checkpoints_go_when_they_have_been_measured_and_not_before(tmp_path):
+    make_checkpoints(tmp_path, 2, 4, 5, 6, 8)
+    prune(tmp_path, 4, keep=1)
     assert [int(path.name[5:]) for path in list_checkpoints(tmp_path)] == [4, 5, 6, 8]
 
 
@@ -80,3 +92,18 @@ def test_the_last_error_is_found_in_a_log(tmp_path):
     assert last_line(log) == "no shards"
     log.write_text(json.dumps({}) + "\n\n")
     assert last_line(log) == "{}"
+
+
+def test_why_a_checkpoint_is_missing_is_told(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("frepa: error: the port is taken\n")
+    assert describe_end(tmp_path, log) == "the port is taken"
+    write_outcome(tmp_path, "failed", -1, code=4, error="losses are no longer finite")
+    assert describe_end(tmp_path, log) == "losses are no longer finite"
+    write_outcome(tmp_path, "requeue", 3)
+    assert "asked to stop" in describe_end(tmp_path, log)
+    write_outcome(tmp_path, "done", 4)
+    append_event(tmp_path, "step_skipped", step=3)
+    assert "1 steps skipped" in describe_end(tmp_path, log)
+    append_event(tmp_path, "checkpoint_failed", step=4, error="weights are no longer finite")
+    assert describe_end(tmp_path, log) == "weights are no longer finite"
