@@ -190,11 +190,8 @@ def high_band_share(images: Tensor, cutoff: float) -> Tensor:
     Returns:
         (...) in [0, 1]; 0 for an image without any variation.
     """
-    size = check_images(images)
-    spectrum = torch.fft.rfft2(images)
-    power = spectrum.real.square() + spectrum.imag.square()
-    power = power * half_spectrum_counts(size, images.device, power.dtype)
-    rho = radial_frequency(size, images.device)[:, : size // 2 + 1]
+    power = torch.fft.fft2(images).abs().square()
+    rho = radial_frequency(images.shape[-1], images.device)
     varying = power * (rho > 0)
     total = varying.sum(dim=(-2, -1))
     high = (varying * (rho >= cutoff)).sum(dim=(-2, -1))
@@ -203,20 +200,33 @@ def high_band_share(images: Tensor, cutoff: float) -> Tensor:
     return torch.where(is_varying, high / total.clamp_min(torch.finfo(total.dtype).tiny), 0.0)
 
 
-def detail_kept(restored: Tensor, images: Tensor, cutoff: float = DETAIL_CYCLES) -> Tensor:
-    """How much of the weight of detail a restoration keeps: its `high_band_share` over that of the image.
+def energy_kept(restored: Tensor, images: Tensor, cutoff: float, weight: Tensor | None = None) -> Tensor:
+    """Energy of a restoration in the high band, over that of the image: 1 where as much detail is there.
 
-    1 where as much of the variation is detail as in the image, wherever it lies; less where a restoration is
-    smoother, more where detail is made up. The spectrum is that of the grey image, the mean over channels.
+    Less where a restoration is smoother, more where detail is made up; whether it is at the right place is
+    not asked. Energy is that of the spectrum at `cutoff` and above, and never that of the mean.
 
     Args:
-        restored: (B, C, S, S), floating point.
-        images: (B, C, S, S), what it is to be.
-        cutoff: in cycles per image side.
+        restored: (B, K, S, S): of each image K squares, channels or patches.
+        images: (B, K, S, S), what they are to be.
+        cutoff: in cycles per side of a square, positive.
+        weight: (B, K), of each square in the sums over K; None: all alike.
 
     Returns:
         (B,) float32; NaN for an image without any detail (take `nanmean`).
     """
-    grey, original = restored.float().mean(dim=1), images.float().mean(dim=1)
-    has = high_band_share(original, cutoff)
-    return torch.where(has > 0, high_band_share(grey, cutoff) / has, torch.nan)
+    size = check_images(images)
+    is_high = radial_frequency(size, images.device)[:, : size // 2 + 1] >= cutoff
+    bins = is_high * half_spectrum_counts(size, images.device)
+
+    def energy(squares: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft2(squares.float(), norm="ortho")
+        power = (spectrum.real.square() + spectrum.imag.square()).mul_(bins).sum(dim=(-2, -1))
+        total: Tensor = (power if weight is None else power * weight).sum(dim=-1)
+        return total
+
+    detail = energy(images)
+    # a flat image keeps some rounding
+    has_detail = detail > (16 * torch.finfo(torch.float32).eps) ** 2 * images.float().square().sum((1, 2, 3))
+    kept: Tensor = torch.where(has_detail, energy(restored) / detail, torch.nan)
+    return kept

@@ -3,11 +3,12 @@
     python tools/bench_telemetry.py --size base --batch 4 --rounds 40
     python tools/bench_telemetry.py --size large --batch 128 --rounds 200        # on a GPU
 
-One process, RetMAE past all warm-ups. Calls: all that a step tells the telemetry, in a loop of its own, over
-the median step. Steps: pairs of neighbors in one run, in turn with the telemetry served and without; the
-median of their ratios and its standard error (by bootstrap) say whether there is a difference. Scraped: the
-same, while another process asks for all metrics ten times a second, every second pair. `hf_share` and a log
-line are measured by themselves, and shared out among the steps between two lines.
+One process, RetMAE past all warm-ups, without loading. Calls: all that a step tells the telemetry, in a loop
+of its own. hf_share and the gauges of a log line are shared out among the steps between two lines. Steps:
+pairs of neighbors in one run, with the telemetry served and not, then with another process that asks for all
+metrics ten times a second and with it resting: the median of the pairs' ratios, less 1, and its standard
+error by bootstrap. By two clocks: that of the wall, and processor time of this process, which other programs
+on the machine disturb less.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 from bench_train import make_config
 from one_process import create_trainer, draw_shards, first_batch, one_process, synchronize
 
@@ -44,35 +47,43 @@ while True:
         size = len(urllib.request.urlopen(sys.argv[1], timeout=60).read())
         seconds.append(time.perf_counter() - start)
     time.sleep(0.1)
-print(len(seconds), size, sorted(seconds)[len(seconds) // 2] if seconds else 0, max(seconds, default=0))
+print(len(seconds), size, sorted(seconds)[len(seconds) // 2] if seconds else 0)
 """
 
 
-def timed(action: Callable[[], Any]) -> float:
-    """Seconds of an action, and of what it left to the device."""
+SCRAPE_SECONDS = 15  # between two of the shipped Prometheus' scrapes
+
+
+class Spent(NamedTuple):
+    """Seconds by the clock, and of this process's threads on processors."""
+
+    wall: float
+    processor: float
+
+
+def timed(action: Callable[[], Any], times: int = 1) -> Spent:
+    """What an action takes, and what it leaves to the device; the mean of some calls in a row."""
     synchronize()
-    start = time.perf_counter()
-    action()
+    wall, processor = time.perf_counter(), time.process_time()
+    for _ in range(times):
+        action()
     synchronize()
-    return time.perf_counter() - start
+    return Spent((time.perf_counter() - wall) / times, (time.process_time() - processor) / times)
 
 
-def per_call(action: Callable[[], Any], times: int = 2000) -> float:
-    """Seconds of one of many calls: the median of ten loops."""
-    loops = []
-    for _ in range(10):
-        start = time.perf_counter()
-        for _ in range(times // 10):
-            action()
-        loops.append((time.perf_counter() - start) / (times // 10))
-    return statistics.median(loops)
+def per_call(action: Callable[[], Any], times: int = 200) -> float:
+    """Seconds of processors for one of many calls: the median of ten loops."""
+    return statistics.median(timed(action, times).processor for _ in range(10))
 
 
-def describe_ratios(ratios: list[float]) -> str:
-    """The median of ratios, as a difference, with its standard error."""
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(ratios, (1000, len(ratios))), axis=1)
-    return f"{statistics.median(ratios) - 1:+.2%} +- {medians.std():.2%}"
+def compare(pairs: Sequence[tuple[Spent, Spent]]) -> str:
+    """By how much the first of pairs take longer: the median, with its standard error, of both clocks."""
+    rng, said = np.random.default_rng(0), []
+    for clock in Spent._fields:
+        ratios = [getattr(one, clock) / getattr(other, clock) for one, other in pairs]
+        medians = np.median(rng.choice(ratios, (1000, len(ratios))), axis=1)
+        said.append(f"{clock} {statistics.median(ratios) - 1:+.2%} +- {medians.std():.2%}")
+    return ", ".join(said)
 
 
 def tell_of_step(trainer: Trainer, batches: list[dict[str, Any]]) -> None:
@@ -96,50 +107,51 @@ def take_step(trainer: Trainer, batches: list[dict[str, Any]]) -> None:
     trainer.live.end_step(trainer.step, trainer.epoch, time.perf_counter() - began)
 
 
-def measure_pairs(steps: dict[bool, Callable[[], None]], rounds: int) -> dict[bool, list[float]]:
-    """Seconds of steps with and without, in turn; each comes first in every second pair."""
-    seconds: dict[bool, list[float]] = {True: [], False: []}
-    for number in range(rounds + 2):
+def measure_pairs(
+    step: Callable[[], None], switch: Callable[[bool], None], rounds: int
+) -> list[tuple[Spent, Spent]]:
+    """Steps with something on and off, in turn; each comes first in every second pair."""
+    pairs = []
+    for number in range(rounds):
+        spent = {}
         for is_on in (True, False) if number % 2 else (False, True):
-            spent = timed(steps[is_on])
-            if number > 1:  # the first two warm up
-                seconds[is_on].append(spent)
-    return seconds
+            switch(is_on)
+            spent[is_on] = timed(step)
+        pairs.append((spent[True], spent[False]))
+    return pairs
 
 
-def measure_scraped(step: Callable[[], None], port: int, rounds: int) -> str:
-    """Steps while another process scrapes, beside steps while it rests."""
+@contextmanager
+def scraper(port: int) -> Iterator[tuple[Callable[[bool], None], list[str]]]:
+    """A process that scrapes while it is switched on; the list holds what it says at the end."""
     command = [sys.executable, "-c", SCRAPE, f"http://127.0.0.1:{port}/metrics"]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes) as process:
+    said: list[str] = []
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        ratios = []
-        for number in range(rounds // 2):
-            spent = {}
-            for is_on in (True, False) if number % 2 else (False, True):
-                process.stdin.write("on\n" if is_on else "off\n")
-                process.stdin.flush()
-                process.stdout.readline()
-                spent[is_on] = sum(timed(step) for _ in range(2))
-            ratios.append(spent[True] / spent[False])
-        process.stdin.close()
-        count, size, median, most = process.stdout.read().split()
-    return (
-        f"{describe_ratios(ratios)} under {count} scrapes of {int(size) / 1000:.1f} kB, each of which took "
-        f"{float(median) * 1000:.1f} ms ({float(most) * 1000:.0f} at most)"
-    )
+        sending, hearing = process.stdin, process.stdout
+
+        def switch(is_on: bool) -> None:
+            sending.write("on\n" if is_on else "off\n")
+            sending.flush()
+            hearing.readline()
+
+        yield switch, said
+        sending.close()
+        said.extend(hearing.read().split())
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure and print."""
-    from frepa_dist.methods.mae import normalize_images, reconstruct, restored_images
-    from frepa_dist.spectrum import detail_kept
+    from frepa_dist.methods.base import StepInfo
+    from frepa_dist.methods.mae import masked_detail, normalize_images, reconstruct
     from frepa_dist.train.live import LiveMetrics
     from shards.support.telemetry import MetricsConfig, Telemetry
 
     with tempfile.TemporaryDirectory() as name, one_process() as world:
         folder = Path(name)
+        if arguments.threads is not None:
+            torch.set_num_threads(arguments.threads)
         draw_shards(folder, 2 * arguments.batch)
         config = make_config("retmae", folder, arguments)
         with Telemetry.serve(MetricsConfig(port=0), "train", {}) as telemetry:
@@ -147,47 +159,58 @@ def run(arguments: argparse.Namespace) -> None:
             batches = first_batch(trainer)
             lives = {True: trainer.live, False: LiveMetrics(Telemetry(), world, config.data)}
 
-            def step(is_on: bool) -> None:
+            def serve(is_on: bool) -> None:
                 trainer.live = lives[is_on]
                 trainer.timer._heard = trainer.live.spend
+
+            def step() -> None:
                 trainer.step = 500  # past all warm-ups
                 take_step(trainer, batches)
 
-            seconds = measure_pairs({on: lambda on=on: step(on) for on in (True, False)}, arguments.rounds)
-            usual = statistics.median(seconds[False])
-            step(True)
+            for _ in range(3):
+                step()
+            served = measure_pairs(step, serve, arguments.rounds)
+            usual = statistics.median(off.processor for _, off in served)
             calls = {}
             for is_on in (True, False):
-                trainer.live = lives[is_on]
+                serve(is_on)
                 calls[is_on] = per_call(lambda: tell_of_step(trainer, batches))
-            trainer.live = lives[True]
+            serve(True)
             every = config.train.log_every
             trainer._log()
             record = dict(trainer._last_record)
-            log = per_call(lambda: trainer.live.log(record), 200)
+            log = per_call(lambda: trainer.live.log(record))
             images = normalize_images(batches[0], config.method.input)
             output = reconstruct(trainer.submodules.nets["student"], images, batches[0], config.method)
-            share = statistics.median(
-                timed(lambda: detail_kept(restored_images(output, images, config.method), images).nanmean())
-                for _ in range(10)
-            )
-            print(
-                f"ViT-{arguments.size}, batch {arguments.batch}, {arguments.precision}, {world.device}: ",
-                end="",
-            )
-            print(f"a step takes {usual * 1000:.0f} ms; a log line every {every} steps")
-            for title, spent in (
-                ("calls of a step", calls[True]),
-                ("the same, not served", calls[False]),
-                ("a log line's gauges", log / every),
-                ("hf_share", share / every),
-            ):
-                print(f"{title:<22}{spent * 1e6:9.1f} us a step, {spent / usual:.4%}")
-            pairs = zip(seconds[True], seconds[False], strict=True)
-            print(f"steps, metrics on / off {describe_ratios([on / off for on, off in pairs])}")
+            logged = StepInfo(step=500, total_steps=1000, seed=0, is_logged=True)
+            share = per_call(lambda: masked_detail(output, images, config.method, logged), 2)
             assert telemetry.port is not None
-            scraped = measure_scraped(lambda: step(True), telemetry.port, arguments.rounds)
-            print(f"steps, scraped / not    {scraped}")
+            with scraper(telemetry.port) as (switch, said):
+                scraped = measure_pairs(step, switch, arguments.rounds)
+            with scraper(telemetry.port) as (switch, alone):
+                switch(True)
+                idle = timed(lambda: time.sleep(3)).processor
+        wall = statistics.median(off.wall for _, off in served)
+        print(
+            f"ViT-{arguments.size}, {arguments.image_size} pixels, batch {arguments.batch}, "
+            f"{arguments.precision}, {world.device}: a step takes {wall * 1000:.0f} ms by the clock, "
+            f"{usual * 1000:.0f} ms of processors; a log line every {every}"
+        )
+        for title, spent in (
+            ("calls of a step", calls[True]),
+            ("calls, not served", calls[False]),
+            ("gauges of a log line", log / every),
+            ("hf_share", share / every),
+        ):
+            print(f"{title:<22}{spent * 1e6:9.1f} us a step: {spent / usual:.3%}")
+        print(f"steps, served / not     {compare(served)}")
+        print(f"steps, scraped / not    {compare(scraped)}")
+        each, seconds = idle / int(alone[0]), float(said[2])
+        print(
+            f"a scrape of {int(said[1]) / 1000:.1f} kB is answered in {seconds * 1000:.1f} ms beside training"
+        )
+        share = each / SCRAPE_SECONDS
+        print(f"it takes {each * 1000:.2f} ms of processors: {share:.3%} of one at one in {SCRAPE_SECONDS} s")
 
 
 def main() -> None:
@@ -200,6 +223,7 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16"))
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--threads", type=int, help="of torch; default: one per core")
     arguments = parser.parse_args()
     arguments.workers, arguments.compile = 0, False
     run(arguments)

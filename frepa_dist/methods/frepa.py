@@ -234,7 +234,7 @@ class Frepa(Method):
             weights=weights,
             metrics=kind_shares(kinds, config.corruption, clean.device),
         )
-        losses.metrics |= detail_metrics(lambda: output.prediction, clean, info)
+        losses.metrics |= detail_metrics(output.prediction, clean, info)
         if "consistency" in weights:
             losses.terms["consistency"] = consistency_loss(output.embedding)
         self._add_adversarial(losses, nets, output, clean, kinds, info)

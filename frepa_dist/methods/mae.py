@@ -25,7 +25,7 @@ from frepa_dist.methods.base import (
     StepInfo,
     SubmoduleSpec,
 )
-from frepa_dist.methods.restoration import detail_metrics
+from frepa_dist.methods.restoration import MEASURED_IMAGES
 from frepa_dist.models.backbones import Backbone
 from frepa_dist.models.mae_checkpoint import load_mae_checkpoint
 from frepa_dist.models.masked_backbone import (
@@ -35,7 +35,7 @@ from frepa_dist.models.masked_backbone import (
     load_backbone_weights,
 )
 from frepa_dist.models.masked_settings import ModelConfig
-from frepa_dist.models.patches import reconstruction_target, unpatchify
+from frepa_dist.models.patches import patchify, reconstruction_target
 from frepa_dist.models.response import InputChannelConfig
 from frepa_dist.models.vit_mae import (
     VIT_SIZES,
@@ -45,6 +45,7 @@ from frepa_dist.models.vit_mae import (
     create_vit_mae,
 )
 from frepa_dist.normalization import standardize
+from frepa_dist.spectrum import DETAIL_CYCLES, energy_kept
 from shards.read.windows import to_unit_range
 
 logger = logging.getLogger(__name__)
@@ -197,32 +198,29 @@ def denormalize_patches(pred: Tensor, patches: Tensor, norm_pix_loss: bool) -> T
     return pred * (variance + PATCH_VARIANCE_EPS).sqrt() + mean
 
 
-def predicted_images(output: MaeOutput, images: Tensor, config: ReconstructionConfig) -> Tensor:
-    """Put the predicted patches together, with mean and spread of the true ones where they are normalized.
+@torch.no_grad()
+def masked_detail(
+    output: MaeOutput, images: Tensor, config: ReconstructionConfig, info: StepInfo
+) -> dict[str, Tensor]:
+    """See `restoration.detail_metrics`: of the patches that were hidden, each by itself, in grey.
+
+    Put together, they would have edges of their own, which are no detail. Where patches are predicted
+    normalized they get the spread of the true ones first.
 
     Args:
         output: of the network.
         images: (B, 3, S, S), what it was run on.
         config: the settings.
-
-    Returns:
-        (B, 3, S, S), as `images` are; predicted also where patches were visible.
+        info: where training stands.
     """
-    size = config.model.patch_size
+    if not info.is_logged:
+        return {}
+    size, images = config.model.patch_size, images[:MEASURED_IMAGES]
     target = reconstruction_target(images, size, config.target_low_pass_cycles)
-    return unpatchify(denormalize_patches(output.pred, target, config.norm_pix_loss), size)
-
-
-def removed_pixels(output: MaeOutput, config: ReconstructionConfig) -> Tensor:
-    """Say which pixels were hidden from the network: (B, 1, S, S) bool."""
-    size = config.model.patch_size
-    return unpatchify(output.mask[:, :, None].expand(-1, -1, size * size), size) > 0
-
-
-@torch.no_grad()
-def restored_images(output: MaeOutput, images: Tensor, config: ReconstructionConfig) -> Tensor:
-    """What the network saw, and between it the patches that it predicted: (B, 3, S, S), as `images` are."""
-    return torch.where(removed_pixels(output, config), predicted_images(output, images, config), images)
+    predicted = denormalize_patches(output.pred[: len(images)].float(), target, config.norm_pix_loss)
+    squares = [p.reshape(*p.shape[:2], size, size, -1).mean(-1) for p in (predicted, patchify(images, size))]
+    cutoff = DETAIL_CYCLES * size / config.model.image_size  # cycles per patch
+    return {"hf_share": energy_kept(squares[0], squares[1], cutoff, output.mask[: len(images)]).nanmean()}
 
 
 @torch.no_grad()
@@ -241,8 +239,10 @@ def preview_masked(
     scale, shift = (images.new_tensor(values).view(-1, 1, 1) for values in (model.std, model.mean))
     normalized = (images - shift) / scale
     output = student(normalized, noise, config.mask_ratio)
-    predicted = (predicted_images(output, normalized, config) * scale + shift).clamp(0, 1)
-    removed = removed_pixels(output, config)
+    target = reconstruction_target(normalized, model.patch_size, config.target_low_pass_cycles)
+    patches = denormalize_patches(output.pred, target, config.norm_pix_loss)
+    predicted = (student.unpatchify(patches) * scale + shift).clamp(0, 1)  # type: ignore[operator]
+    removed = student.unpatchify(output.mask[:, :, None].expand_as(patches))[:, :1] > 0  # type: ignore[operator]
     return [
         Preview(
             name=f"{config.mask_ratio:.0%} of {model.patch_size}-pixel patches hidden",
@@ -294,5 +294,5 @@ class Mae(Method):
         return Losses(
             terms={"rec": output.loss},
             weights={"rec": 1.0},
-            metrics=detail_metrics(lambda: restored_images(output, images, self.config), images, info),
+            metrics=masked_detail(output, images, self.config, info),
         )

@@ -153,6 +153,6 @@ class Mfm(Method):
             weights={"frequency": 1.0},
             metrics={
                 **kind_shares(corrupted.kind, config.corruption, clean.device),
-                **detail_metrics(lambda: output.prediction, clean, info),
+                **detail_metrics(output.prediction, clean, info),
             },
         )

@@ -27,13 +27,12 @@ from frepa_dist.methods.mae import (
     create_model,
     create_student,
     encoder_width,
+    masked_detail,
     normalize_images,
     preview_masked,
     reconstruct,
-    restored_images,
 )
 from frepa_dist.methods.mine_term import HmiConfig, MineConfig, MineTerm, ema_momentum
-from frepa_dist.methods.restoration import detail_metrics
 from frepa_dist.methods.terms import scheduled_weight
 from frepa_dist.models.auxiliary import (
     auxiliary_width,
@@ -179,7 +178,7 @@ class RetMae(Method):
         images = normalize_images(batch, self.config.model)
         output = reconstruct(nets["student"], images, batch, self.config)
         losses = Losses(terms={"rec": output.loss}, weights=self._weights(info))
-        losses.metrics |= detail_metrics(lambda: restored_images(output, images, self.config), images, info)
+        losses.metrics |= masked_detail(output, images, self.config, info)
         z = output.pooled
         for name, term in self._terms.items():
             if losses.weights[name]:

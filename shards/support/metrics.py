@@ -109,7 +109,7 @@ METRICS = (
         "frepa_train_hf_share",
         "gauge",
         "train",
-        "Share of the spectrum's energy in the high band of what is restored over that of the images",
+        "Energy in the high band of the spectrum of what is restored, over that of the images",
     ),
     Metric(
         "frepa_train_method",

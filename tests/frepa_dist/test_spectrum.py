@@ -10,6 +10,7 @@ import torch
 from frepa_dist.spectrum import (
     decay_gains,
     disc_low_pass,
+    energy_kept,
     gaussian_high_pass,
     gaussian_low_pass,
     half_spectrum_counts,
@@ -118,3 +119,23 @@ def test_columns_of_the_half_spectrum_count_for_the_whole(size):
         size, torch.device("cpu"), torch.float64
     )
     torch.testing.assert_close(half.sum(), torch.fft.fft2(image).abs().square().sum())
+
+
+def test_energy_kept_is_that_of_the_high_band_alone():
+    low, high = wave(32, 0, 3), wave(32, 8, 6)
+    image = (3 + 2 * low + high).float()[None, None]
+    restored = (7 + 5 * low + 0.5 * high).float()[None, None]
+    torch.testing.assert_close(energy_kept(restored, image, 9.5), torch.tensor([0.25]))
+    flat = torch.full((1, 1, 32, 32), 7.0)
+    assert energy_kept(image, flat, 9.5).isnan().all()
+    torch.testing.assert_close(energy_kept(flat, image, 9.5), torch.zeros(1))
+
+
+def test_energy_kept_is_of_the_squares_that_count_and_of_odd_sides_too():
+    images = torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(3))
+    restored = images * torch.tensor([1.0, 2.0, 3.0])[:, None, None]
+    weight = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    torch.testing.assert_close(energy_kept(restored, images, 1.0, weight), torch.tensor([1.0, 4.0]))
+    varying = (images - images.mean(dim=(-2, -1), keepdim=True)).square().sum(dim=(1, 2, 3))
+    between = (2 * images - 2 * images.mean(dim=(-2, -1), keepdim=True)).square().sum(dim=(1, 2, 3))
+    torch.testing.assert_close(energy_kept(2 * images, images, 1e-9), between / varying)
