@@ -119,8 +119,9 @@ def evaluate_segment(
 
     Files are named relative to IMAGES. Pixels of a mask that are not 0 belong to it.
     """
+    from frepa_dist.evaluate.dense import DenseTraining
     from frepa_dist.evaluate.pairs import Columns
-    from frepa_dist.evaluate.segment import SegmentTraining, run_segment
+    from frepa_dist.evaluate.segment import run_segment
     from shards.support.settings import apply_overrides, validate
 
     result = run_segment(
@@ -128,7 +129,7 @@ def evaluate_segment(
         images,
         masks,
         columns=Columns(mask_column, fov_column, second_column),
-        training=validate(SegmentTraining, apply_overrides({"seed": seed}, train), where="--train"),
+        training=validate(DenseTraining, apply_overrides({"seed": seed}, train), where="--train"),
     )
     write_result(result.as_json(), out)
     click.echo(result.describe())

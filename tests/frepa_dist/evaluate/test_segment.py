@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from frepa_dist.evaluate.dense import DenseTraining
 from frepa_dist.evaluate.features import load_encoder
 from frepa_dist.evaluate.pairs import Columns, load_image, read_masked
 from frepa_dist.evaluate.segment import (
     SegmentResult,
-    SegmentTraining,
     encode_tiles,
     mask_loss,
     run_segment,
@@ -65,7 +65,7 @@ def test_a_decoder_learns_what_is_there_and_the_command_says_so(pictures, tmp_pa
 
 
 def test_the_second_observer_is_judged_beside(pictures, small_encoder):
-    training = SegmentTraining(epochs=1, max_tiles=1)
+    training = DenseTraining(epochs=1, max_tiles=1)
     result = run_segment(
         small_encoder, pictures, pictures / "labels.csv", columns=Columns(second="mask"), training=training
     )
@@ -77,7 +77,7 @@ def test_tiles_know_what_does_not_count(pictures, small_encoder):
     pair = read_masked(pictures, pictures / "labels.csv")[1]
     encoder = load_encoder(small_encoder, "cpu")
     # one tile around the small picture, and its mirror image
-    tiles = encode_tiles(encoder, pair, SegmentTraining(short_side=32), 0)
+    tiles = encode_tiles(encoder, pair, DenseTraining(short_side=32), 0)
     assert tiles.masks.shape == (2, 64, 64)
     torch.testing.assert_close(tiles.masks[1], tiles.masks[0].flip(-1))
     assert 32 * 35 <= int((tiles.masks[0] >= 0).sum()) <= 32 * 36  # 40 columns, of which 80 / 90 count
@@ -107,8 +107,8 @@ def test_a_split_is_made_by_patient(tmp_path):
 
 def test_images_keep_their_size_unless_told(pictures):
     pair = read_masked(pictures, pictures / "labels.csv")[0]
-    assert load_image(pair, None).shape == (3, 72, 90)
-    assert load_image(pair, 36).shape == (3, 36, 45)
+    assert load_image(pair.image, None).shape == (3, 72, 90)
+    assert load_image(pair.image, 36).shape == (3, 36, 45)
 
 
 def test_what_is_wrong_is_said(pictures, tmp_path):
