@@ -153,7 +153,7 @@ def evaluate_segment(
     if page is not None:
         from frepa_dist.evaluate.dense_pages import add_segment
 
-        write_page(page, "Segmentation", lambda shown: add_segment(shown, result, gallery))
+        write_page(page, "frepa evaluate segment", lambda shown: add_segment(shown, result, gallery))
 
 
 def write_result(result: dict[str, Any], out: Path | None) -> None:

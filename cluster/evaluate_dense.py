@@ -65,7 +65,7 @@ def evaluate_restore(
     if page is not None:
         from frepa_dist.evaluate.dense_pages import add_restore
 
-        write_page(page, "Restoration", lambda shown: add_restore(shown, result, gallery))
+        write_page(page, "frepa evaluate restore", lambda shown: add_restore(shown, result, gallery))
 
 
 @click.command("detect")
@@ -130,7 +130,7 @@ def evaluate_detect(
     if page is not None:
         from frepa_dist.evaluate.dense_pages import add_detect
 
-        write_page(page, "Lesions", lambda shown: add_detect(shown, result, gallery))
+        write_page(page, "frepa evaluate detect", lambda shown: add_detect(shown, result, gallery))
 
 
 DENSE_COMMANDS = (evaluate_restore, evaluate_detect)

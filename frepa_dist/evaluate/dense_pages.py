@@ -44,8 +44,8 @@ def add_restore(page: Page, result: RestoreResult, gallery: Gallery | None = Non
     page.text(
         f"{result.degradation}. {result.encoder}, frozen, with a decoder of {result.num_parameters:,} "
         f"parameters that {sees} and learned from {result.num_train} images; {len(result.names)} test "
-        "images. What the encoder contributes is the difference to the same decoder on another encoder, such as "
-        "random weights."
+        "images. What the encoder contributes is the difference to the same decoder on another encoder, such "
+        "as random weights."
     )
     means, given = result.mean, result.degraded
     page.table(

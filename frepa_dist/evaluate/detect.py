@@ -238,7 +238,7 @@ def learn_heat(
         head = train_decoder(encoder, to_learn, training)
         return lambda image: predict_scores(encoder, head, image)
     probe = fit_token_probe(encoder, to_learn, training)
-    return lambda image: predict_heat(encoder, probe, image), score
+    return lambda image: predict_heat(encoder, probe, image)
 
 
 def judge_heat(

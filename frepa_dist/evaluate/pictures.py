@@ -59,7 +59,7 @@ def overlay_masks(image: Pixels, truth: Mask, found: Mask, where: Mask) -> Pixel
 
 
 def overlay_heat(image: Pixels, heat: npt.NDArray[np.floating[Any]], truth: Mask) -> Pixels:
-    """Lay heat over the grey picture, from nothing at its smallest to full color at its largest.
+    """Lay heat over the grey picture, from nothing at its median to full color at its largest.
 
     Args:
         image: (3, H, W).
@@ -69,10 +69,10 @@ def overlay_heat(image: Pixels, heat: npt.NDArray[np.floating[Any]], truth: Mask
     Returns:
         (H, W, 3).
     """
-    low, high = float(heat.min()), float(heat.max())
+    low, high = float(np.median(heat)), float(heat.max())
     share = np.clip((heat - low) / (high - low), 0, 1) if high > low else np.zeros_like(heat)
     colors = cv2.applyColorMap(np.round(share * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
-    weight = 0.75 * share[..., None]
+    weight = 0.85 * share[..., None]
     drawn = ((1 - weight) * _grey(image)[..., None] + weight * colors).round().astype(np.uint8)
     outlines, _ = cv2.findContours(truth.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     thickness = max(1, round(max(truth.shape) / 300))
