@@ -13,7 +13,7 @@ import click
 
 from cluster.doctor_cli import doctor
 from cluster.evaluate_cli import evaluate_group
-from cluster.evaluate_dense import DENSE_COMMANDS
+from cluster.evaluate_dense_cli import DENSE_COMMANDS
 from cluster.model_cli import MODEL_COMMANDS
 from cluster.options import FOLDER
 from cluster.shards_cli import shards_group

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from frepa_dist.evaluate.detect import CURVE_RATES, DetectResult
-from frepa_dist.evaluate.pictures import LEGEND, Gallery
+from frepa_dist.evaluate.overlays import LEGEND, Gallery
 from frepa_dist.evaluate.plots import Line, intervals_figure, lines_figure
 from frepa_dist.evaluate.restore import RestoreResult
 from frepa_dist.evaluate.segment import SegmentResult

@@ -2,7 +2,7 @@
 
 `decoder`: the light decoder of `evaluate.segment` learns masks; its probability is the heat.
 
-`tokens`: a logistic regression of whole images, read token by token, is the heat (`evaluate.token_probe`): no
+`tokens`: a logistic regression of whole images, read token by token, is the heat (`evaluate.token_heat`): no
 mask is learned from, so that it says what the tokens themselves hold where.
 
 Shapes: H, W of an image, R rates of false positives.
@@ -39,11 +39,11 @@ from frepa_dist.evaluate.lesions import (
     outline_measures,
 )
 from frepa_dist.evaluate.masks import Mask, mask_measures
+from frepa_dist.evaluate.overlays import Gallery, fit_picture, overlay_heat, to_picture
 from frepa_dist.evaluate.pairs import Columns, MaskedImage, load_image, load_truth, read_masked
-from frepa_dist.evaluate.pictures import Gallery, fit_picture, overlay_heat, to_picture
 from frepa_dist.evaluate.scores import Float64, auroc
 from frepa_dist.evaluate.segment import THRESHOLD, predict_scores, train_decoder
-from frepa_dist.evaluate.token_probe import fit_token_probe, predict_heat
+from frepa_dist.evaluate.token_heat import fit_token_probe, predict_heat
 from shards.formats.common import Pixels
 from shards.read.draws import sample_rng
 from shards.support.errors import DataError

@@ -122,7 +122,7 @@ def run_probe(
     names = sorted(set(labeled.labels))
     y = np.array([names.index(label) for label in labeled.labels], np.int64)
     groups = None if labeled.patients is None else np.unique(labeled.patients, return_inverse=True)[1]
-    is_test = _split(labeled, y, groups, seed, where=labels or images)
+    is_test = split_parts(labeled, y, groups, seed, where=labels or images)
     loaded = load_encoder(encoder, device)
     x = extract_features(loaded, labeled.paths, batch_size=batch_size)
     c, inner = choose_c(x[~is_test], y[~is_test], None if groups is None else groups[~is_test], seed)
@@ -151,8 +151,12 @@ def run_probe(
     )
 
 
-def _split(labeled: LabeledImages, y: Int64, groups: Int64 | None, seed: int, where: object) -> Bool:
-    """Which images are the test part, (n,); checks that both parts can be used."""
+def split_parts(labeled: LabeledImages, y: Int64, groups: Int64 | None, seed: int, where: object) -> Bool:
+    """Which images are the test part, (n,); checks that both parts can be used.
+
+    Raises:
+        DataError: a class has too few images, or a patient is on both sides.
+    """
     if labeled.splits is not None:
         is_test = np.array([split == "test" for split in labeled.splits])
     else:

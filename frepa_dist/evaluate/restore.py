@@ -39,8 +39,8 @@ from frepa_dist.evaluate.image_measures import (
     values_by_image,
     worst_middle_best,
 )
+from frepa_dist.evaluate.overlays import Gallery, to_picture
 from frepa_dist.evaluate.pairs import load_image, read_split
-from frepa_dist.evaluate.pictures import Gallery, to_picture
 from frepa_dist.evaluate.restore_head import RestoreHead, RestoreTraining
 from frepa_dist.evaluate.tiles import cut_tiles
 from shards.formats.common import Pixels

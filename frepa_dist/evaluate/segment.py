@@ -39,6 +39,7 @@ from frepa_dist.evaluate.image_measures import (
     worst_middle_best,
 )
 from frepa_dist.evaluate.masks import mask_measures
+from frepa_dist.evaluate.overlays import Gallery, fit_picture, overlay_masks, to_picture
 from frepa_dist.evaluate.pairs import (
     Columns,
     MaskedImage,
@@ -48,7 +49,6 @@ from frepa_dist.evaluate.pairs import (
     read_masked,
     resize_mask,
 )
-from frepa_dist.evaluate.pictures import Gallery, fit_picture, overlay_masks, to_picture
 from frepa_dist.evaluate.tiles import cut_tiles
 from frepa_dist.models.volume import DenseHead
 from shards.formats.common import Pixels
