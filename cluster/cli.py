@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from cluster.doctor_cli import doctor
+from cluster.evaluate_analysis_cli import ANALYSIS_COMMANDS
 from cluster.evaluate_cli import evaluate_group
 from cluster.evaluate_dense_cli import DENSE_COMMANDS
 from cluster.model_cli import MODEL_COMMANDS
@@ -37,7 +38,7 @@ def cli(debug: bool) -> None:
 
 
 cli.add_command(shards_group)
-for command in (evaluate_volume, *DENSE_COMMANDS):
+for command in (evaluate_volume, *DENSE_COMMANDS, *ANALYSIS_COMMANDS):
     evaluate_group.add_command(command)
 cli.add_command(evaluate_group)
 for command in (*TRAIN_COMMANDS, doctor, *MODEL_COMMANDS):

@@ -89,9 +89,10 @@ def evaluate_cka(
 @click.option("--num", default=64, show_default=True, help="Most images of a modality to use.")
 @click.option("--modality", help="What image files are; of a dataset, the only one to use.")
 @click.option("--out", type=FOLDER, help="JSON file for the result.")
+@page_option
 @click.option("--seed", default=0, show_default=True, help="Which images, and what is hidden of them.")
 def evaluate_reconstruct(
-    run: Path, images: str, num: int, modality: str | None, out: Path | None, seed: int
+    run: Path, images: str, num: int, modality: str | None, out: Path | None, page: Path | None, seed: int
 ) -> None:
     """How well the student of RUN restores what is hidden, above all fine detail.
 
@@ -103,6 +104,12 @@ def evaluate_reconstruct(
     result = run_reconstruct(run, images, num=num, seed=seed, modality=modality)
     write_result(result.as_json(), out)
     click.echo(result.describe())
+    if page is not None:
+        from frepa_dist.evaluate.analysis_pages import add_reconstruct
+        from frepa_dist.evaluate.reconstruct_pictures import draw_reconstructions
+
+        rows = draw_reconstructions(run, images, num=num, seed=seed, modality=modality)
+        write_page(page, "frepa evaluate reconstruct", lambda shown: add_reconstruct(shown, result, rows))
 
 
 @evaluate_group.command("segment")
@@ -156,7 +163,7 @@ def evaluate_segment(
         write_page(page, "frepa evaluate segment", lambda shown: add_segment(shown, result, gallery))
 
 
-def write_result(result: dict[str, Any], out: Path | None) -> None:
+def write_result(result: dict[str, Any] | list[dict[str, Any]], out: Path | None) -> None:
     """Write a result as JSON where a file is named."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -121,13 +121,8 @@ def add_layer_spectra(page: Page, result: SpectraResult) -> None:
         figure = lines_figure(lines, xlabel="frequency / highest", ylabel="relative log-amplitude")
         page.figure(figure, f"{words}; dark: early layers.")
         places = list(range(len(rows)))
-        line = Line(
-            "",
-            places,
-            [row.amplitude[-1] for row in rows],
-            [row.low for row in rows],
-            [row.high for row in rows],
-        )
+        highest = [row.amplitude[-1] for row in rows]
+        line = Line("", places, highest, [row.low for row in rows], [row.high for row in rows])
         figure = lines_figure([line], xlabel="layer", ylabel="at the highest frequency")
         axes = figure.axes[0]
         axes.set_xticks(places, [f"{row.layer}, {row.side}" for row in rows], rotation=90, fontsize=6)
