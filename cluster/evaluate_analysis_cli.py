@@ -1,4 +1,4 @@
-"""`frepa evaluate layer-cka`, `high-pass`, ...: what an encoder looks at. Heavy imports inside the commands."""
+"""`frepa evaluate layer-cka`, `high-pass`, ...: analyses of encoders. Heavy imports inside the commands."""
 
 from __future__ import annotations
 
