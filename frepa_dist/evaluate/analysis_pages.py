@@ -98,8 +98,12 @@ def add_histogram(page: Page, result: HistogramResult, gallery: Gallery | None =
         lines += [Line(row.corruption, levels, np.cumsum(row.after)[1:-1].tolist()) for row in rows]
         figure = lines_figure(lines, xlabel="grey level", ylabel="share of pixels below", limits=(0, 1))
         page.figure(figure, f"{modality}: cumulative histograms of all {rows[0].num_images} images together.")
-    for shown in gallery or []:
-        page.gallery(shown, columns=len(shown))
+    if gallery:
+        page.text(
+            "The first image of each modality; what lies below 0 or above 1 is clipped in the pictures."
+        )
+        for shown in gallery:
+            page.gallery(shown, columns=len(shown))
 
 
 def add_layer_spectra(page: Page, result: SpectraResult) -> None:

@@ -181,8 +181,9 @@ def run_detect(
     heat_of = learn_heat(loaded, to_learn, settings, training)
     rows, found, means = [], [], []
     for pair in track(tests, total=len(tests), description="detect", unit="image"):
-        heat = _heat_of_file(heat_of, pair, training)
-        row, candidates = judge_heat(heat, *load_truth(pair), settings)
+        truth, where = load_truth(pair)
+        heat = _heat_of_file(heat_of, pair, training, truth.shape)
+        row, candidates = judge_heat(heat, truth, where, settings)
         rows.append(row)
         found.append(candidates)
         means.append(float(heat.mean()))
@@ -271,18 +272,19 @@ def judge_heat(
     return row, candidates
 
 
-def _heat_of_file(heat_of: Callable[[Pixels], Heat], pair: MaskedImage, training: DenseTraining) -> Heat:
-    """Heat (H, W) at the size of the file."""
-    height, width = load_image(pair.image, None).shape[1:]
+def _heat_of_file(
+    heat_of: Callable[[Pixels], Heat], pair: MaskedImage, training: DenseTraining, shape: tuple[int, int]
+) -> Heat:
+    """Heat (H, W) at the size of the file, which is the shape."""
     heat = heat_of(load_image(pair.image, training.short_side))
-    return np.asarray(cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
+    return np.asarray(cv2.resize(heat, shape[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def _draw(
     heat_of: Callable[[Pixels], Heat], pair: MaskedImage, training: DenseTraining, words: str
 ) -> list[tuple[Pixels, str]]:
     image, (truth, where) = load_image(pair.image, None), load_truth(pair)
-    drawn = overlay_heat(image, _heat_of_file(heat_of, pair, training), truth & where)
+    drawn = overlay_heat(image, _heat_of_file(heat_of, pair, training, truth.shape), truth & where)
     return [(to_picture(image), pair.image.name), (fit_picture(drawn), words)]
 
 

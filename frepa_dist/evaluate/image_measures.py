@@ -45,10 +45,14 @@ def intervals_over_images(
 
 
 def worst_middle_best(values: Sequence[float | None]) -> list[tuple[str, int]]:
-    """Places of the best, the median and the worst image by a measure that is better the higher it is."""
+    """Places of the best, the median and the worst image by a measure that is better the higher it is.
+
+    Fewer where there are fewer images that can tell it; none twice.
+    """
     order = [int(place) for place in np.argsort([np.nan if v is None else v for v in values], kind="stable")]
     known = [place for place in order if values[place] is not None]
     if not known:
         return []
-    chosen = {"best": known[-1], "median": known[len(known) // 2], "worst": known[0]}
-    return [(word, place) for number, (word, place) in enumerate(chosen.items()) if number < len(known)]
+    middle = [("median", known[len(known) // 2])] if len(known) > 2 else []
+    worst = [("worst", known[0])] if len(known) > 1 else []
+    return [("best", known[-1]), *middle, *worst]

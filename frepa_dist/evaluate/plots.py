@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 
 COLORS = ("#3d85c6", "#dd7e18", "#4a9e5c", "#c94f6d", "#8d6fc9", "#1f9fa8", "#8a8f98")
 
+MOST_IN_LEGEND = 14  # lines below each other
+
 Records = Sequence[Mapping[str, Any]]
 
 
@@ -92,7 +94,7 @@ def lines_figure(
     is_log: bool = False,
     limits: tuple[float, float] | None = None,
     reference: float | None = None,
-    size: tuple[float, float] = (5.2, 3.2),
+    size: tuple[float, float] = (4.6, 3.2),
 ) -> Figure:
     """Draw lines with their intervals as bands.
 
@@ -103,9 +105,10 @@ def lines_figure(
         is_log: whether x is drawn by its logarithm, base 2.
         limits: of y.
         reference: a value of y to mark, such as chance.
-        size: in inches.
+        size: in inches, to which room for the legend is added.
     """
-    figure = Figure(figsize=size, layout="constrained")
+    columns = math.ceil(len(lines) / MOST_IN_LEGEND) if len(lines) > 1 else 0
+    figure = Figure(figsize=(size[0] + columns * 1.1, size[1]), layout="constrained")
     axes = figure.subplots()
     for line, color in zip(lines, COLORS * math.ceil(len(lines) / len(COLORS)), strict=False):
         shade = line.color or color
@@ -122,8 +125,7 @@ def lines_figure(
         axes.axhline(reference, color=COLORS[-1], linewidth=1, linestyle="--")
     axes.set_xlabel(xlabel, fontsize=9)
     axes.set_ylabel(ylabel, fontsize=9)
-    if len(lines) > 1:
-        columns = 1 + len(lines) // 12
+    if columns:
         figure.legend(fontsize=8, frameon=False, labelcolor="black", loc="outside right upper", ncols=columns)
     _style(axes)
     return figure

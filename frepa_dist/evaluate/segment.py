@@ -147,7 +147,7 @@ def run_segment(
     rows, humans = [], []
     for pair in track(tests, total=len(tests), description="segment", unit="image"):
         truth, where = load_truth(pair)
-        scores = score_image(loaded, head, pair, training)
+        scores = score_image(loaded, head, pair, training, truth.shape)
         rows.append(mask_measures(scores, truth, where, threshold=THRESHOLD))
         if pair.second is not None:
             human = mask_measures(load_mask(pair.second, truth.shape).astype(float), truth, where)
@@ -174,12 +174,15 @@ def run_segment(
 
 
 def score_image(
-    encoder: Encoder, head: DenseHead, pair: MaskedImage, training: DenseTraining
+    encoder: Encoder,
+    head: DenseHead,
+    pair: MaskedImage,
+    training: DenseTraining,
+    shape: tuple[int, int],
 ) -> npt.NDArray[np.float32]:
-    """Probability (H, W) of the mask, at the size of the file."""
-    height, width = load_image(pair.image, None).shape[1:]
+    """Probability (H, W) of the mask, at the size of the file, which is the shape."""
     scores = predict_scores(encoder, head, load_image(pair.image, training.short_side))
-    return np.asarray(cv2.resize(scores, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
+    return np.asarray(cv2.resize(scores, shape[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def draw_masks(
@@ -187,7 +190,7 @@ def draw_masks(
 ) -> list[tuple[Pixels, str]]:
     """An image, and what was found, missed and falsely found in it."""
     image, (truth, where) = load_image(pair.image, None), load_truth(pair)
-    found = score_image(encoder, head, pair, training) >= THRESHOLD
+    found = score_image(encoder, head, pair, training, truth.shape) >= THRESHOLD
     drawn = fit_picture(overlay_masks(image, truth, found, where))
     return [(to_picture(image), pair.image.name), (drawn, words)]
 

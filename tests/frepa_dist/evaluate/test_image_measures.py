@@ -35,4 +35,5 @@ def test_intervals_are_those_of_resampled_means():
 def test_best_median_and_worst():
     assert worst_middle_best([0.2, None, 0.9, 0.5]) == [("best", 2), ("median", 3), ("worst", 0)]
     assert worst_middle_best([None]) == []
+    assert worst_middle_best([0.5, 0.2]) == [("best", 0), ("worst", 1)]
     assert worst_middle_best([0.5]) == [("best", 0)]

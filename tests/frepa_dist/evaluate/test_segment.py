@@ -49,11 +49,11 @@ def pictures(tmp_path_factory):
 
 
 def test_a_decoder_learns_what_is_there_and_the_command_says_so(pictures, tmp_path, small_encoder):
-    out = tmp_path / "result.json"
+    out, page = tmp_path / "result.json", tmp_path / "page.html"
     settings = ["--train", "epochs=15", "--train", "learning_rate=1e-2", "--train", "head_width=16"]
     said = frepa(
         *("evaluate", "segment", small_encoder, str(pictures), "--masks", str(pictures / "labels.csv")),
-        *(*settings, "--out", str(out)),
+        *(*settings, "--out", str(out), "--page", str(page)),
     )
     result = SegmentResult.model_validate_json(out.read_text())
     assert result.names == ["image0.png", "image4.png"]
@@ -62,6 +62,7 @@ def test_a_decoder_learns_what_is_there_and_the_command_says_so(pictures, tmp_pa
     assert result.mean["auroc"] > 0.95
     assert result.low["dice"] <= result.mean["dice"] <= result.high["dice"]
     assert "dice" in said.stdout
+    assert page.read_text().count("<img") == 4  # the best and the worst of two images, each with its overlay
 
 
 def test_the_second_observer_is_judged_beside(pictures, small_encoder):
