@@ -45,7 +45,8 @@ def add_highpass(page: Page, results: Sequence[HighPassResult]) -> None:
     page.heading("Without low frequencies")
     page.text(
         "A linear probe learned from raw images; the test images are high-passed by 1 - exp(-rho^2 / (2 "
-        "d0^2)). Bands are 95% bootstrap intervals; dashed: always naming the most frequent class."
+        "d0^2)). Bands are 95% bootstrap intervals. Dashed: chance; of accuracy, always "
+        "naming the most frequent class."
     )
     for words, kind in (("accuracy", "accuracy"), ("AUROC", "auroc")):
         lines = [
