@@ -16,7 +16,9 @@ from typing import Any
 import click
 
 from cluster.doctor_cli import doctor
+from cluster.evaluate_analysis_cli import ANALYSIS_COMMANDS
 from cluster.evaluate_cli import evaluate_group
+from cluster.evaluate_dense_cli import DENSE_COMMANDS
 from cluster.launch_cli import launch_group
 from cluster.model_cli import MODEL_COMMANDS
 from cluster.monitor_cli import monitor_group
@@ -46,7 +48,8 @@ def cli(debug: bool) -> None:
 
 
 cli.add_command(shards_group)
-evaluate_group.add_command(evaluate_volume)
+for command in (evaluate_volume, *DENSE_COMMANDS, *ANALYSIS_COMMANDS):
+    evaluate_group.add_command(command)
 cli.add_command(evaluate_group)
 cli.add_command(monitor_group)
 for command in (*TRAIN_COMMANDS, watch, sweep, doctor, launch_group, *MODEL_COMMANDS, *PLAN_COMMANDS):

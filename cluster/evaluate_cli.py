@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cluster.options import FOLDER
+from cluster.options import FOLDER, F
+
+if TYPE_CHECKING:
+    from shards.support.page import Page
+
+
+def train_option(function: F) -> F:
+    """Add `--train key=value`, repeatable."""
+    words = "Setting of the training, such as epochs=40."
+    return click.option("--train", "train", multiple=True, metavar="KEY=VALUE", help=words)(function)
+
+
+def page_option(function: F) -> F:
+    """Add `--page FILE`."""
+    return click.option("--page", type=FOLDER, help="HTML file with figures and pictures.")(function)
 
 
 @click.group("evaluate")
@@ -74,9 +89,10 @@ def evaluate_cka(
 @click.option("--num", default=64, show_default=True, help="Most images of a modality to use.")
 @click.option("--modality", help="What image files are; of a dataset, the only one to use.")
 @click.option("--out", type=FOLDER, help="JSON file for the result.")
+@page_option
 @click.option("--seed", default=0, show_default=True, help="Which images, and what is hidden of them.")
 def evaluate_reconstruct(
-    run: Path, images: str, num: int, modality: str | None, out: Path | None, seed: int
+    run: Path, images: str, num: int, modality: str | None, out: Path | None, page: Path | None, seed: int
 ) -> None:
     """How well the student of RUN restores what is hidden, above all fine detail.
 
@@ -88,6 +104,12 @@ def evaluate_reconstruct(
     result = run_reconstruct(run, images, num=num, seed=seed, modality=modality)
     write_result(result.as_json(), out)
     click.echo(result.describe())
+    if page is not None:
+        from frepa_dist.evaluate.analysis_pages import add_reconstruct
+        from frepa_dist.evaluate.reconstruct_pictures import draw_reconstructions
+
+        rows = draw_reconstructions(run, images, num=num, seed=seed, modality=modality)
+        write_page(page, "frepa evaluate reconstruct", lambda shown: add_reconstruct(shown, result, rows))
 
 
 @evaluate_group.command("segment")
@@ -97,10 +119,9 @@ def evaluate_reconstruct(
 @click.option("--mask-column", default="mask", show_default=True, help="Column of the masks to find.")
 @click.option("--fov-column", default="fov", show_default=True, help="Column of masks of what counts.")
 @click.option("--second-column", default="mask2", show_default=True, help="Column of another observer.")
-@click.option(
-    "--train", "train", multiple=True, metavar="KEY=VALUE", help="Setting of the training, such as epochs=40."
-)
+@train_option
 @click.option("--out", type=FOLDER, help="JSON file for the result.")
+@page_option
 @click.option(
     "--seed", default=0, show_default=True, help="Of the split, the tiles, the start and the bootstrap."
 )
@@ -113,29 +134,47 @@ def evaluate_segment(
     second_column: str,
     train: tuple[str, ...],
     out: Path | None,
+    page: Path | None,
     seed: int,
 ) -> None:
     """Segmentation: a light decoder on the frozen encoder; Dice, clDice and more on whole images.
 
     Files are named relative to IMAGES. Pixels of a mask that are not 0 belong to it.
     """
+    from frepa_dist.evaluate.dense import DenseTraining
     from frepa_dist.evaluate.pairs import Columns
-    from frepa_dist.evaluate.segment import SegmentTraining, run_segment
+    from frepa_dist.evaluate.segment import run_segment
     from shards.support.settings import apply_overrides, validate
 
+    gallery: list[Any] | None = [] if page else None
     result = run_segment(
         encoder,
         images,
         masks,
         columns=Columns(mask_column, fov_column, second_column),
-        training=validate(SegmentTraining, apply_overrides({"seed": seed}, train), where="--train"),
+        training=validate(DenseTraining, apply_overrides({"seed": seed}, train), where="--train"),
+        gallery=gallery,
     )
     write_result(result.as_json(), out)
     click.echo(result.describe())
+    if page is not None:
+        from frepa_dist.evaluate.dense_pages import add_segment
+
+        write_page(page, "frepa evaluate segment", lambda shown: add_segment(shown, result, gallery))
 
 
-def write_result(result: dict[str, Any], out: Path | None) -> None:
+def write_result(result: dict[str, Any] | list[dict[str, Any]], out: Path | None) -> None:
     """Write a result as JSON where a file is named."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def write_page(path: Path, title: str, add: Callable[[Page], None]) -> None:
+    """Write a page that one result fills."""
+    from shards.support.page import Page
+
+    shown = Page(title)
+    add(shown)
+    shown.write(path)
+    click.echo(f"page    {path}")

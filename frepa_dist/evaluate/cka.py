@@ -11,7 +11,6 @@ Shapes: n images, D width, N patches.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,18 +51,18 @@ def centered_kernel(features: npt.NDArray[Any]) -> Float64:
     x = np.asarray(features, np.float64)
     # HSIC ignores a common shift; taking it out first keeps rounding from drowning small differences
     x = x - x.mean(axis=0)
-    return _u_center(x @ x.T)
+    return u_center(x @ x.T)
 
 
-def _u_center(kernel: Float64) -> Float64:
-    n = len(kernel)
-    kernel = kernel.copy()
-    np.fill_diagonal(kernel, 0.0)
-    rows = kernel.sum(axis=1)
-    kernel -= (rows[:, None] + rows[None, :]) / (n - 2)
-    kernel += rows.sum() / ((n - 1) * (n - 2))
-    np.fill_diagonal(kernel, 0.0)
-    return kernel
+def u_center(kernels: Float64) -> Float64:
+    """U-center symmetric kernels (..., n, n)."""
+    n = kernels.shape[-1]
+    others = ~np.eye(n, dtype=bool)
+    kernels = kernels * others
+    rows = kernels.sum(axis=-1)
+    kernels -= (rows[..., :, None] + rows[..., None, :]) / (n - 2)
+    kernels += rows.sum(axis=-1)[..., None, None] / ((n - 1) * (n - 2))
+    return kernels * others
 
 
 def debiased_hsic(k: Float64, l: Float64) -> float:  # noqa: E741 (the papers' names)
@@ -72,10 +71,17 @@ def debiased_hsic(k: Float64, l: Float64) -> float:  # noqa: E741 (the papers' n
     return float(np.vdot(k, l)) / (n * (n - 3))
 
 
-def cka_of_kernels(k: Float64, l: Float64) -> float:  # noqa: E741
-    """CKA of two U-centered kernels; 0 where one of the representations does not vary (nothing is shared)."""
-    scale = math.sqrt(debiased_hsic(k, k)) * math.sqrt(debiased_hsic(l, l))
-    return debiased_hsic(k, l) / scale if scale > 0 else 0.0
+def cka_of_kernels(first: Float64, second: Float64) -> Float64:
+    """CKA of all pairs of U-centered kernels, (L, n, n) and (M, n, n) -> (L, M).
+
+    0 where one of the representations does not vary: nothing is shared. Where both are the same array, the
+    diagonal is exactly 1.
+    """
+    k, l = first.reshape(len(first), -1), second.reshape(len(second), -1)  # noqa: E741
+    shared = k @ l.T
+    own, others = (np.diag(shared),) * 2 if first is second else ((x**2).sum(axis=1) for x in (k, l))
+    scale = np.sqrt(own[:, None] * others[None, :])
+    return np.divide(shared, scale, out=np.zeros_like(shared), where=scale > 0)
 
 
 def debiased_linear_cka(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float:
@@ -91,7 +97,7 @@ def debiased_linear_cka(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float:
     """
     if len(x) != len(y):
         raise DataError(f"{len(x)} rows of features against {len(y)}", allowed="the same images in both")
-    return cka_of_kernels(centered_kernel(x), centered_kernel(y))
+    return float(cka_of_kernels(centered_kernel(x)[None], centered_kernel(y)[None])[0, 0])
 
 
 def jackknife_error(x: npt.NDArray[Any], y: npt.NDArray[Any], num_groups: int = NUM_GROUPS) -> float | None:
@@ -108,18 +114,27 @@ def jackknife_error(x: npt.NDArray[Any], y: npt.NDArray[Any], num_groups: int = 
     Returns:
         The standard error, None where the groups leave fewer than 4 images.
     """
-    n = len(x)
+    errors = jackknife_errors(centered_kernel(x)[None], centered_kernel(y)[None], num_groups)
+    return None if errors is None else float(errors[0, 0])
+
+
+def jackknife_errors(first: Float64, second: Float64, num_groups: int = NUM_GROUPS) -> Float64 | None:
+    """Standard errors of all pairs of U-centered kernels, (L, n, n) and (M, n, n) -> (L, M).
+
+    See `jackknife_error`.
+    """
+    n = first.shape[-1]
     groups = np.array_split(np.arange(n), min(num_groups, n))
     if n - len(groups[0]) < MIN_IMAGES:
         return None
-    # centering again what was cut out of a centered kernel gives the centered kernel of the subset
-    k, l = centered_kernel(x), centered_kernel(y)  # noqa: E741
     values = []
     for group in groups:
         kept = np.delete(np.arange(n), group)
-        values.append(cka_of_kernels(_u_center(k[np.ix_(kept, kept)]), _u_center(l[np.ix_(kept, kept)])))
-    spread = np.square(np.asarray(values) - np.mean(values)).sum()
-    return float(np.sqrt((len(groups) - 1) / len(groups) * spread))
+        # centering again what was cut out of a centered kernel gives the centered kernel of the subset
+        k = u_center(first[:, kept[:, None], kept])
+        values.append(cka_of_kernels(k, k if first is second else u_center(second[:, kept[:, None], kept])))
+    spread = np.square(np.asarray(values) - np.mean(values, axis=0)).sum(axis=0)
+    return np.asarray(np.sqrt((len(groups) - 1) / len(groups) * spread))
 
 
 class CkaConfig(Settings):

@@ -58,6 +58,11 @@ class Encoder:
             raise ConfigError("this encoder has no tokens", where=self.name, allowed="a vision transformer")
         return Grid(self.image_size, self.patch_size)
 
+    @property
+    def view_grid(self) -> Grid:
+        """Side of images, and of patches or, of an encoder without tokens, of cells that fill an image."""
+        return Grid(self.image_size, self.patch_size or math.gcd(self.image_size, 32))
+
     def normalize(self, images: Tensor) -> Tensor:
         """Prepare images as the encoder was trained with them.
 

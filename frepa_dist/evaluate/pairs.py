@@ -1,4 +1,4 @@
-"""Images with masks, as a table lists them.
+"""Images, with masks or without, as a table lists them, and which of them are tested on.
 
 Shapes: H, W of an image.
 """
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from frepa_dist.evaluate.labelled import FILENAME, PATIENT, SPLIT, read_rows, split_of
 from frepa_dist.evaluate.masks import Mask
-from frepa_dist.evaluate.views import decode_file
+from frepa_dist.evaluate.views import decode_file, list_images
 from shards.formats.common import Pixels
 from shards.read.draws import sample_rng
 from shards.read.views import three_planes
@@ -30,14 +30,14 @@ class MaskedImage:
 
     Attributes:
         image: the picture.
-        mask: its mask: pixels that are not 0 belong to it.
+        mask: its mask: pixels that are not 0 belong to it; None where there is nothing to find.
         where: mask of the pixels that count (field of view); None counts all.
         second: mask of a second observer, None where there is none.
         is_test: whether it is in the test part.
     """
 
     image: Path
-    mask: Path
+    mask: Path | None
     where: Path | None
     second: Path | None
     is_test: bool
@@ -59,16 +59,16 @@ class Columns:
 
 
 def read_masked(
-    images: Path, table: Path, columns: Columns | None = None, *, seed: int = 0
+    images: Path, table: Path, columns: Columns | None = None, *, seed: int = 0, keep_empty: bool = False
 ) -> list[MaskedImage]:
     """Read which images have which masks.
 
     Args:
         images: folder that the table's names are relative to.
-        table: a CSV file with the columns `filename`, one of masks, and maybe `split` and `patient`. Rows
-            without a mask are left out.
+        table: a CSV file with the columns `filename`, one of masks, and maybe `split` and `patient`.
         columns: what the columns of masks are called.
         seed: of the split, where the table gives none: one patient (image) of four is tested on.
+        keep_empty: rows without a mask are images in which there is nothing to find; else they are left out.
 
     Raises:
         ConfigError: a column is missing, or a split has an unknown name.
@@ -76,7 +76,7 @@ def read_masked(
     """
     columns = columns or Columns()
     header, rows = read_rows(table, (FILENAME, columns.mask))
-    rows = [row for row in rows if row[columns.mask]]
+    rows = [row for row in rows if row[columns.mask] or keep_empty]
     tests = _test_rows(rows, SPLIT in header, table, seed)
 
     def file(row: dict[str, str], column: str) -> Path | None:
@@ -86,7 +86,7 @@ def read_masked(
     found = [
         MaskedImage(
             images / row[FILENAME],
-            images / row[columns.mask],
+            file(row, columns.mask),
             file(row, columns.where),
             file(row, columns.second),
             is_test,
@@ -94,20 +94,48 @@ def read_masked(
         for row, is_test in zip(rows, tests, strict=True)
     ]
     files = [path for item in found for path in (item.image, item.mask, item.where, item.second) if path]
+    _check_parts(files, [item.is_test for item in found], table)
+    return found
+
+
+def read_split(images: Path, table: Path | None, *, seed: int = 0) -> list[tuple[Path, bool]]:
+    """Read which images there are, and whether each is tested on.
+
+    Args:
+        images: folder of the images.
+        table: a CSV file with the column `filename`, relative to the folder, and maybe `split` and `patient`;
+            None takes all images below the folder.
+        seed: of the split, where none is given, as in `read_masked`.
+
+    Raises:
+        ConfigError: a column is missing, or a split has an unknown name.
+        DataError: files are missing, or one part of the split is empty.
+    """
+    if table is None:
+        paths = list_images(images)
+        tests = _test_rows([{} for _ in paths], False, images, seed)
+    else:
+        header, rows = read_rows(table, (FILENAME,))
+        paths = [images / row[FILENAME] for row in rows]
+        tests = _test_rows(rows, SPLIT in header, table, seed)
+    _check_parts(paths, tests, table or images)
+    return list(zip(paths, tests, strict=True))
+
+
+def _check_parts(files: Sequence[Path], tests: Sequence[bool], where: Path) -> None:
     missing = [path for path in files if not path.is_file()]
     if missing:
         raise DataError(
             f"{len(missing)} of {len(files)} files are missing: {', '.join(map(str, missing[:3]))}",
-            where=table,
+            where=where,
             fix="file names are relative to the folder of images; correct that folder or the names",
         )
-    if len({item.is_test for item in found}) < 2:
+    if len(set(tests)) < 2:
         raise DataError(
-            f"{len(found)} images with masks, all in one part of the split",
-            where=table,
+            f"{len(tests)} images, all in one part of the split",
+            where=where,
             allowed="at least one image to learn from and one to test on",
         )
-    return found
 
 
 def _test_rows(rows: Sequence[dict[str, str]], is_split: bool, table: Path, seed: int) -> list[bool]:
@@ -120,13 +148,13 @@ def _test_rows(rows: Sequence[dict[str, str]], is_split: bool, table: Path, seed
     return [name in tested for name in names]
 
 
-def load_image(item: MaskedImage, short_side: int | None) -> Pixels:
+def load_image(path: Path, short_side: int | None) -> Pixels:
     """The picture (3, H, W) uint8, resized to a short side; None keeps its size.
 
     Raises:
         DataError: it cannot be read.
     """
-    pixels = decode_file(item.image)
+    pixels = decode_file(path)
     if short_side is not None:
         height, width = pixels.shape[:2]
         scale = short_side / min(height, width)
@@ -134,6 +162,18 @@ def load_image(item: MaskedImage, short_side: int | None) -> Pixels:
         shrinks = scale < 1
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
     return three_planes(pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+
+def load_truth(item: MaskedImage) -> tuple[Mask, Mask]:
+    """The mask and the pixels that count, both (H, W) at the size of the file.
+
+    Raises:
+        DataError: one cannot be read, or has another shape than the picture.
+    """
+    height, width = decode_file(item.image).shape[:2]
+    shape = (height, width)
+    mask = np.zeros(shape, bool) if item.mask is None else load_mask(item.mask, shape)
+    return mask, load_mask(item.where, shape)
 
 
 def load_mask(path: Path | None, shape: tuple[int, int]) -> Mask:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLORS = ("#3d85c6", "#dd7e18", "#4a9e5c", "#c94f6d", "#8d6fc9", "#1f9fa8", "#8a8f98")
+
+MOST_IN_LEGEND = 14  # lines below each other
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -61,6 +64,94 @@ def spectra_figure(spectra: Mapping[str, npt.NDArray[np.floating[Any]]]) -> Figu
     axes.set_ylabel("power", fontsize=9)
     axes.legend(fontsize=9, frameon=False, labelcolor="black", loc="lower left")
     _style(axes)
+    return figure
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of `lines_figure`.
+
+    Attributes:
+        label: for the legend.
+        x, y: its points.
+        low, high: ends of the interval at each point, None where there are none.
+        color: None takes the next one.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    color: str | tuple[float, ...] | None = None
+
+
+def lines_figure(
+    lines: Sequence[Line],
+    *,
+    xlabel: str,
+    ylabel: str,
+    is_log: bool = False,
+    limits: tuple[float, float] | None = None,
+    reference: float | None = None,
+    size: tuple[float, float] = (4.6, 3.2),
+) -> Figure:
+    """Draw lines with their intervals as bands.
+
+    Args:
+        lines: at least one.
+        xlabel: what x is.
+        ylabel: what y is.
+        is_log: whether x is drawn by its logarithm, base 2.
+        limits: of y.
+        reference: a value of y to mark, such as chance.
+        size: in inches, to which room for the legend is added.
+    """
+    columns = math.ceil(len(lines) / MOST_IN_LEGEND) if len(lines) > 1 else 0
+    figure = Figure(figsize=(size[0] + columns * 1.1, size[1]), layout="constrained")
+    axes = figure.subplots()
+    for line, color in zip(lines, COLORS * math.ceil(len(lines) / len(COLORS)), strict=False):
+        shade = line.color or color
+        marker = "o" if len(line.x) < 30 else ""
+        axes.plot(line.x, line.y, color=shade, label=line.label, linewidth=1.6, marker=marker, markersize=3)
+        if line.low is not None and line.high is not None:
+            axes.fill_between(line.x, line.low, line.high, color=shade, alpha=0.2, linewidth=0)
+    if is_log:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    if limits is not None:
+        axes.set_ylim(*limits)
+    if reference is not None:
+        axes.axhline(reference, color=COLORS[-1], linewidth=1, linestyle="--")
+    axes.set_xlabel(xlabel, fontsize=9)
+    axes.set_ylabel(ylabel, fontsize=9)
+    if columns:
+        figure.legend(fontsize=8, frameon=False, labelcolor="black", loc="outside right upper", ncols=columns)
+    _style(axes)
+    return figure
+
+
+def matrix_figure(
+    values: npt.NDArray[np.floating[Any]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    label: str,
+    limits: tuple[float, float] = (0.0, 1.0),
+) -> Figure:
+    """Draw a matrix (r, c) as colors, the first row on top; numbers too where there is room for them."""
+    height, width = 1.1 + 0.24 * len(rows), 2.6 + 0.3 * len(columns)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(values, vmin=limits[0], vmax=limits[1], cmap="viridis", aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(rows)), rows, fontsize=7)
+    if len(columns) <= 16:
+        middle = sum(limits) / 2
+        for (row, column), value in np.ndenumerate(values):
+            shade = "#fefefe" if value < middle else "#010101"  # pure black would follow the page's text
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=5.5, color=shade)
+    figure.colorbar(image, ax=axes, label=label, shrink=0.8).ax.tick_params(labelsize=7)
     return figure
 
 

@@ -10,8 +10,9 @@ Shapes: B images, S image side.
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,6 +148,8 @@ class ReconstructionRow(Settings):
         common: whether this corruption is the same for all methods; else it is the method's own.
         num_images: how many images.
         absolute, relative, high_band, power_kept: see `Errors`.
+        by_image: their values one by one, None where an image has no detail; the same seed and number of
+            images give the same images in the same order.
         note: what a reader must know of these predictions.
     """
 
@@ -158,6 +161,7 @@ class ReconstructionRow(Settings):
     relative: Spread
     high_band: Spread
     power_kept: Spread
+    by_image: dict[str, list[float | None]] = Field(default_factory=dict)
     note: str = ""
 
 
@@ -263,14 +267,23 @@ def measure(
             common=common,
             num_images=len(loaders),
             note=note,
-            **_spreads(batches, name),
+            **_spreads(columns, name),
+            by_image={
+                key: [None if math.isnan(value) else value for value in column.tolist()]
+                for key, column in columns.items()
+            },
         )
         for (name, common, note), batches in found.items()
+        for columns in [_join(batches)]
     ]
 
 
-def _spreads(batches: Sequence[Errors], name: str) -> dict[str, Spread]:
-    columns = {key: torch.cat([getattr(errors, key) for errors in batches]).cpu() for key in Errors._fields}
+def _join(batches: Sequence[Errors]) -> dict[str, Tensor]:
+    """Errors of all images, (n,) by name."""
+    return {key: torch.cat([getattr(errors, key) for errors in batches]).cpu() for key in Errors._fields}
+
+
+def _spreads(columns: Mapping[str, Tensor], name: str) -> dict[str, Spread]:
     if not columns["absolute"].isfinite().all():
         raise DataError(
             f"the reconstructions hold NaN or infinity ({name})", fix="use a run that did not diverge"

@@ -11,50 +11,52 @@ Shapes: H, W of an image, T tiles, S side of a tile, D width, h = w = S / stride
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from frepa_dist.evaluate.dense import (
+    DenseTraining,
+    choose_corners,
+    encode_maps,
+    predict_image,
+    train_on_tiles,
+    with_mirrored,
+)
 from frepa_dist.evaluate.encoder import Encoder
 from frepa_dist.evaluate.features import load_encoder
-from frepa_dist.evaluate.heads import HeadTraining, run_steps, seeded
-from frepa_dist.evaluate.masks import Mask, mask_measures
-from frepa_dist.evaluate.pairs import Columns, MaskedImage, load_image, load_mask, read_masked, resize_mask
-from frepa_dist.evaluate.scores import Int64
-from frepa_dist.evaluate.tiles import cut_tiles, merge_tiles, tile_corners
+from frepa_dist.evaluate.heads import seeded
+from frepa_dist.evaluate.image_measures import (
+    intervals_over_images,
+    mean_over_images,
+    values_by_image,
+    worst_middle_best,
+)
+from frepa_dist.evaluate.masks import mask_measures
+from frepa_dist.evaluate.overlays import Gallery, fit_picture, overlay_masks, to_picture
+from frepa_dist.evaluate.pairs import (
+    Columns,
+    MaskedImage,
+    load_image,
+    load_mask,
+    load_truth,
+    read_masked,
+    resize_mask,
+)
+from frepa_dist.evaluate.tiles import cut_tiles
 from frepa_dist.models.volume import DenseHead
-from shards.read.draws import sample_rng
-from shards.support.errors import ConfigError
+from shards.formats.common import Pixels
 from shards.support.progress import track
 from shards.support.settings import Settings
 
+THRESHOLD = 0.5  # least probability of what is found
 UNKNOWN = -1.0  # in a tile of a mask: a pixel that does not count
-TILES_AT_ONCE = 16
-
-
-class SegmentTraining(HeadTraining):
-    """How the decoder is trained; its items are tiles.
-
-    Attributes:
-        short_side: pixels that images are resized to; None keeps their size.
-        max_tiles: tiles of a training image, drawn at random where it has more: bounds the memory.
-        head_width: channels of the decoder's first layer.
-    """
-
-    epochs: int = Field(default=20, ge=1)
-    batch_size: int = Field(default=16, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
-    short_side: int | None = Field(default=None, ge=32)
-    max_tiles: int = Field(default=32, ge=1)
-    head_width: int = Field(default=64, ge=8)
 
 
 class SegmentResult(Settings):
@@ -84,7 +86,7 @@ class SegmentResult(Settings):
     observer: dict[str, float]
     num_train: int
     num_parameters: int
-    training: SegmentTraining
+    training: DenseTraining
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for a file."""
@@ -99,13 +101,12 @@ class SegmentResult(Settings):
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class Tiles:
-    """Training tiles.
+class Tiles(NamedTuple):
+    """Training tiles, half of them mirrored.
 
     Attributes:
-        maps: (T, D, h, w) float16, of the frozen encoder.
-        masks: (T, S, S) float32, the share of each pixel that belongs to the mask; -1 does not count.
+        maps: (2 T, D, h, w) float16, of the frozen encoder.
+        masks: (2 T, S, S) float32, the share of each pixel that belongs to the mask; -1 does not count.
     """
 
     maps: Tensor
@@ -118,9 +119,10 @@ def run_segment(
     table: Path,
     *,
     columns: Columns | None = None,
-    training: SegmentTraining | None = None,
+    training: DenseTraining | None = None,
     num_resamples: int = 1000,
     device: str | None = None,
+    gallery: Gallery | None = None,
 ) -> SegmentResult:
     """Train a decoder on a frozen encoder, and judge it on images it has not seen.
 
@@ -132,41 +134,68 @@ def run_segment(
         training: how the decoder is trained.
         num_resamples: of the bootstrap.
         device: where it runs, None takes a GPU if there is one.
+        gallery: where pictures of the best, the median and the worst test image (by Dice) are put.
 
     Raises:
         FrepaError: what is wrong with encoder, images or masks.
     """
-    training = training or SegmentTraining()
+    training = training or DenseTraining()
     pairs = read_masked(images, table, columns, seed=training.seed)
     loaded = load_encoder(encoder, device)
     head = train_decoder(loaded, [pair for pair in pairs if not pair.is_test], training)
     tests = [pair for pair in pairs if pair.is_test]
     rows, humans = [], []
     for pair in track(tests, total=len(tests), description="segment", unit="image"):
-        scores = predict_scores(loaded, head, load_image(pair, training.short_side))
-        truth, where = _truth(pair)
-        resized = cv2.resize(scores, truth.shape[::-1], interpolation=cv2.INTER_LINEAR)
-        rows.append(mask_measures(resized, truth, where))
+        truth, where = load_truth(pair)
+        scores = score_image(loaded, head, pair, training, truth.shape)
+        rows.append(mask_measures(scores, truth, where, threshold=THRESHOLD))
         if pair.second is not None:
             human = mask_measures(load_mask(pair.second, truth.shape).astype(float), truth, where)
             humans.append({name: value for name, value in human.items() if name != "auroc"})
-    low, high = _intervals(rows, num_resamples, training.seed)
+    low, high = intervals_over_images(rows, num_resamples, training.seed)
+    by_image = values_by_image(rows)
+    if gallery is not None:
+        for word, place in worst_middle_best(by_image["dice"]):
+            words = f"{word}: Dice {rows[place]['dice']:.3f}"
+            gallery.append(draw_masks(loaded, head, tests[place], training, words))
     return SegmentResult(
         encoder=loaded.name,
         images=str(images),
         names=[pair.image.name for pair in tests],
-        by_image={name: [_known(row[name]) for row in rows] for name in rows[0]},
-        mean=_means(rows),
+        by_image=by_image,
+        mean=mean_over_images(rows),
         low=low,
         high=high,
-        observer=_means(humans) if humans else {},
+        observer=mean_over_images(humans) if humans else {},
         num_train=len(pairs) - len(tests),
         num_parameters=sum(parameter.numel() for parameter in head.parameters()),
         training=training,
     )
 
 
-def train_decoder(encoder: Encoder, pairs: Sequence[MaskedImage], training: SegmentTraining) -> DenseHead:
+def score_image(
+    encoder: Encoder,
+    head: DenseHead,
+    pair: MaskedImage,
+    training: DenseTraining,
+    shape: tuple[int, int],
+) -> npt.NDArray[np.float32]:
+    """Probability (H, W) of the mask, at the size of the file, which is the shape."""
+    scores = predict_scores(encoder, head, load_image(pair.image, training.short_side))
+    return np.asarray(cv2.resize(scores, shape[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
+
+
+def draw_masks(
+    encoder: Encoder, head: DenseHead, pair: MaskedImage, training: DenseTraining, words: str
+) -> list[tuple[Pixels, str]]:
+    """An image, and what was found, missed and falsely found in it."""
+    image, (truth, where) = load_image(pair.image, None), load_truth(pair)
+    found = score_image(encoder, head, pair, training, truth.shape) >= THRESHOLD
+    drawn = fit_picture(overlay_masks(image, truth, found, where))
+    return [(to_picture(image), pair.image.name), (drawn, words)]
+
+
+def train_decoder(encoder: Encoder, pairs: Sequence[MaskedImage], training: DenseTraining) -> DenseHead:
     """Train the decoder of a mask on the maps of a frozen encoder, by cross-entropy and soft Dice.
 
     Raises:
@@ -176,22 +205,22 @@ def train_decoder(encoder: Encoder, pairs: Sequence[MaskedImage], training: Segm
     """
     shown = track(enumerate(pairs), total=len(pairs), description="encode", unit="image")
     parts = [encode_tiles(encoder, pair, training, number) for number, pair in shown]
-    tiles = Tiles(torch.cat([part.maps for part in parts]), torch.cat([part.masks for part in parts]))
-    side = tiles.masks.shape[-1]
-    stride = side // tiles.maps.shape[-1]
+    maps, masks = (torch.cat(column) for column in zip(*parts, strict=True))
+    side = masks.shape[-1]
     with seeded(training.seed, encoder.device):
+        stride = side // maps.shape[-1]
         head = DenseHead(encoder.width, 2, stride, head_width=training.head_width).to(encoder.device)
-
-        def loss_of(chosen: Int64, _: np.random.Generator) -> Tensor:
-            places = torch.from_numpy(chosen)
-            maps = tiles.maps[places].to(encoder.device).float()
-            return mask_loss(head(maps, (side, side)), tiles.masks[places].to(encoder.device))
-
-        run_steps([head], loss_of, np.arange(len(tiles.maps)), training, "decoder")
+        train_on_tiles(
+            head,
+            (maps, masks),
+            lambda maps, masks: mask_loss(head(maps, (side, side)), masks),
+            training,
+            encoder.device,
+        )
     return head
 
 
-def encode_tiles(encoder: Encoder, pair: MaskedImage, training: SegmentTraining, number: int) -> Tiles:
+def encode_tiles(encoder: Encoder, pair: MaskedImage, training: DenseTraining, number: int) -> Tiles:
     """Tiles of a training image, each also mirrored.
 
     Args:
@@ -200,43 +229,24 @@ def encode_tiles(encoder: Encoder, pair: MaskedImage, training: SegmentTraining,
         training: which tiles, at which size.
         number: of the image: which tiles are drawn depends on it.
     """
-    image = load_image(pair, training.short_side)
+    image = load_image(pair.image, training.short_side)
     shape = (image.shape[1], image.shape[2])
-    truth, where = _truth(pair)
+    truth, where = load_truth(pair)
     mask = np.where(resize_mask(where, shape) >= 0.5, resize_mask(truth & where, shape), UNKNOWN)
-    corners = tile_corners(*shape, encoder.image_size)
-    if len(corners) > training.max_tiles:
-        rng = sample_rng(training.seed, 0, number, "tiles")
-        corners = corners[np.sort(rng.choice(len(corners), training.max_tiles, replace=False))]
+    corners = choose_corners(shape, encoder.image_size, training, number)
     # what is outside of a small image is mirrored for the encoder, and does not count; 0 - 1 is UNKNOWN
     masks = cut_tiles(mask + 1, corners, encoder.image_size, mirror=False) - 1
-    pixels = cut_tiles(image, corners, encoder.image_size)
-    both = [torch.from_numpy(np.concatenate([part, part[..., ::-1]])) for part in (pixels, masks)]
-    return Tiles(_encode(encoder, both[0]).half(), both[1].float())
+    maps = encode_maps(encoder, with_mirrored(cut_tiles(image, corners, encoder.image_size)))
+    return Tiles(maps.half(), with_mirrored(masks).float())
 
 
-@torch.inference_mode()
-def _encode(encoder: Encoder, tiles: Tensor) -> Tensor:
-    """Maps (T, D, h, w) of tiles (T, 3, S, S), on the host."""
-    if encoder.map is None:
-        raise ConfigError("this encoder gives no maps", where=encoder.name, fix="take one that does")
-    parts = [encoder.map(encoder.normalize(part)).float().cpu() for part in torch.split(tiles, TILES_AT_ONCE)]
-    return torch.cat(parts)
-
-
-@torch.inference_mode()
-def predict_scores(
-    encoder: Encoder, head: DenseHead, image: npt.NDArray[np.uint8]
-) -> npt.NDArray[np.float32]:
+def predict_scores(encoder: Encoder, head: DenseHead, image: Pixels) -> npt.NDArray[np.float32]:
     """Probability (H, W) that a pixel of an image (3, H, W) belongs to the mask."""
-    shape, side = (image.shape[1], image.shape[2]), encoder.image_size
-    corners = tile_corners(*shape, side)
-    maps = _encode(encoder, torch.from_numpy(cut_tiles(image, corners, side)))
-    shares = [
-        head(part.to(encoder.device), (side, side)).softmax(dim=1)[:, 1:].cpu()
-        for part in torch.split(maps, TILES_AT_ONCE)
-    ]
-    return np.asarray(merge_tiles(torch.cat(shares).numpy(), corners, shape)[0])
+    size = (encoder.image_size, encoder.image_size)
+    shares: npt.NDArray[np.float32] = predict_image(
+        encoder, lambda maps, _: head(maps, size).softmax(dim=1)[:, 1:], image
+    )[0]
+    return shares
 
 
 def mask_loss(logits: Tensor, masks: Tensor) -> Tensor:
@@ -256,37 +266,3 @@ def mask_loss(logits: Tensor, masks: Tensor) -> Tensor:
     shares = logit.sigmoid() * known
     dice = (2 * (shares * target).sum() + 1) / ((shares + target).sum() + 1)
     return entropy / known.sum().clamp(min=1) + 1 - dice
-
-
-def _truth(pair: MaskedImage) -> tuple[Mask, Mask]:
-    """The mask and the pixels that count, both (H, W) at the size of the file."""
-    height, width = load_image(pair, None).shape[1:]
-    return load_mask(pair.mask, (height, width)), load_mask(pair.where, (height, width))
-
-
-def _known(value: float) -> float | None:
-    return None if np.isnan(value) else value
-
-
-def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Of each measure over the images that can tell it."""
-    found = {}
-    for name in rows[0]:
-        values = [row[name] for row in rows if not np.isnan(row[name])]
-        if values:
-            found[name] = float(np.mean(values))
-    return found
-
-
-def _intervals(
-    rows: Sequence[dict[str, float]], num_resamples: int, seed: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """95% percentile intervals of the means over images drawn with replacement."""
-    rng = sample_rng(seed, 0, 0, "bootstrap")
-    names = list(_means(rows))
-    table = np.array([[row[name] for name in names] for row in rows])
-    drawn = rng.integers(len(rows), size=(num_resamples, len(rows)))
-    with np.errstate(invalid="ignore"):
-        means = np.array([np.nanmean(table[places], axis=0) for places in drawn])
-    low, high = np.nanpercentile(means, [2.5, 97.5], axis=0)
-    return dict(zip(names, low.tolist(), strict=True)), dict(zip(names, high.tolist(), strict=True))

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from frepa_dist.evaluate.dense import DenseTraining
 from frepa_dist.evaluate.features import load_encoder
 from frepa_dist.evaluate.pairs import Columns, load_image, read_masked
 from frepa_dist.evaluate.segment import (
     SegmentResult,
-    SegmentTraining,
     encode_tiles,
     mask_loss,
     run_segment,
@@ -49,11 +49,11 @@ def pictures(tmp_path_factory):
 
 
 def test_a_decoder_learns_what_is_there_and_the_command_says_so(pictures, tmp_path, small_encoder):
-    out = tmp_path / "result.json"
+    out, page = tmp_path / "result.json", tmp_path / "page.html"
     settings = ["--train", "epochs=15", "--train", "learning_rate=1e-2", "--train", "head_width=16"]
     said = frepa(
         *("evaluate", "segment", small_encoder, str(pictures), "--masks", str(pictures / "labels.csv")),
-        *(*settings, "--out", str(out)),
+        *(*settings, "--out", str(out), "--page", str(page)),
     )
     result = SegmentResult.model_validate_json(out.read_text())
     assert result.names == ["image0.png", "image4.png"]
@@ -62,10 +62,11 @@ def test_a_decoder_learns_what_is_there_and_the_command_says_so(pictures, tmp_pa
     assert result.mean["auroc"] > 0.95
     assert result.low["dice"] <= result.mean["dice"] <= result.high["dice"]
     assert "dice" in said.stdout
+    assert page.read_text().count("<img") == 4  # the best and the worst of two images, each with its overlay
 
 
 def test_the_second_observer_is_judged_beside(pictures, small_encoder):
-    training = SegmentTraining(epochs=1, max_tiles=1)
+    training = DenseTraining(epochs=1, max_tiles=1)
     result = run_segment(
         small_encoder, pictures, pictures / "labels.csv", columns=Columns(second="mask"), training=training
     )
@@ -77,7 +78,7 @@ def test_tiles_know_what_does_not_count(pictures, small_encoder):
     pair = read_masked(pictures, pictures / "labels.csv")[1]
     encoder = load_encoder(small_encoder, "cpu")
     # one tile around the small picture, and its mirror image
-    tiles = encode_tiles(encoder, pair, SegmentTraining(short_side=32), 0)
+    tiles = encode_tiles(encoder, pair, DenseTraining(short_side=32), 0)
     assert tiles.masks.shape == (2, 64, 64)
     torch.testing.assert_close(tiles.masks[1], tiles.masks[0].flip(-1))
     assert 32 * 35 <= int((tiles.masks[0] >= 0).sum()) <= 32 * 36  # 40 columns, of which 80 / 90 count
@@ -107,8 +108,8 @@ def test_a_split_is_made_by_patient(tmp_path):
 
 def test_images_keep_their_size_unless_told(pictures):
     pair = read_masked(pictures, pictures / "labels.csv")[0]
-    assert load_image(pair, None).shape == (3, 72, 90)
-    assert load_image(pair, 36).shape == (3, 36, 45)
+    assert load_image(pair.image, None).shape == (3, 72, 90)
+    assert load_image(pair.image, 36).shape == (3, 36, 45)
 
 
 def test_what_is_wrong_is_said(pictures, tmp_path):

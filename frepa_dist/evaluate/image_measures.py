@@ -1,0 +1,58 @@
+"""Measures of test images one by one: their means, the intervals of these, and what a file keeps of them.
+
+A row is one image's measures by name; NaN where that image cannot tell a measure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from shards.read.draws import sample_rng
+
+Row = Mapping[str, float]
+
+
+def values_by_image(rows: Sequence[Row]) -> dict[str, list[float | None]]:
+    """Of each measure its values in the order of the rows, None for NaN: what paired tests compare."""
+    return {name: [None if np.isnan(row[name]) else float(row[name]) for row in rows] for name in rows[0]}
+
+
+def mean_over_images(rows: Sequence[Row]) -> dict[str, float]:
+    """Of each measure over the images that can tell it; a measure that none can tell is left out."""
+    found = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows if not np.isnan(row[name])]
+        if values:
+            found[name] = float(np.mean(values))
+    return found
+
+
+def intervals_over_images(
+    rows: Sequence[Row], num_resamples: int, seed: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """95% percentile intervals of the means over images drawn with replacement: low and high ends."""
+    rng = sample_rng(seed, 0, 0, "bootstrap")
+    names = list(mean_over_images(rows))
+    table = np.array([[row[name] for name in names] for row in rows])
+    drawn = rng.integers(len(rows), size=(num_resamples, len(rows)))
+    is_known = ~np.isnan(table)
+    sums, counts = (part[drawn].sum(axis=1) for part in (np.where(is_known, table, 0), is_known))
+    with np.errstate(invalid="ignore"):  # a draw may hold no image that can tell
+        low, high = np.nanpercentile(sums / counts, [2.5, 97.5], axis=0)
+    return dict(zip(names, low.tolist(), strict=True)), dict(zip(names, high.tolist(), strict=True))
+
+
+def worst_middle_best(values: Sequence[float | None]) -> list[tuple[str, int]]:
+    """Places of the best, the median and the worst image by a measure that is better the higher it is.
+
+    Fewer where there are fewer images that can tell it; none twice.
+    """
+    order = [int(place) for place in np.argsort([np.nan if v is None else v for v in values], kind="stable")]
+    known = [place for place in order if values[place] is not None]
+    if not known:
+        return []
+    middle = [("median", known[len(known) // 2])] if len(known) > 2 else []
+    worst = [("worst", known[0])] if len(known) > 1 else []
+    return [("best", known[-1]), *middle, *worst]
