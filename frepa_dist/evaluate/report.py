@@ -38,6 +38,8 @@ PLACES = (
     (ENVIRONMENT, "versions of what computed it"),
 )
 
+SINGLE = ("hf_share",)  # values of metrics.jsonl that are drawn, and belong to no group
+
 Result = Mapping[str, Any]
 R = TypeVar("R", bound=Settings)
 
@@ -158,7 +160,8 @@ def add_curves(page: Page, records: Sequence[Result]) -> None:
     panels: dict[str, list[str]] = {name: [name] for name in losses}
     for name in names:
         group, slash, _ = name.partition("/")
-        if slash and group not in ("loss", "time") and name not in quiet:
+        measured = group not in ("loss", "time") if slash else name in SINGLE
+        if measured and name not in quiet:
             panels.setdefault(group, []).append(name)
     panels["lr"] = ["lr", *panels.pop("lr", [])]
     page.text("Each point is a mean over the steps since the one before.")

@@ -13,9 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from frepa_dist.runs import read_json_lines, read_metrics
+from frepa_dist.train.__main__ import Start, parse_arguments
 from frepa_dist.train.checkpoint.files import TensorReader
+from frepa_dist.train.stop import Control
 from tests import commands
 from tests.commands import ON_CPU
+from tests.one_rank import one_rank
 
 STEPS = 10
 
@@ -41,6 +44,19 @@ def frepa(*parts: str, num_ranks: int = 2) -> commands.Ended:
     return commands.frepa(*parts, "--num-ranks", num_ranks, "--max-restarts", 0)
 
 
+def train_here(*parts: str) -> str:
+    """Train on one rank in the test's own process: as `frepa_dist.train PARTS`, in a tenth of the time.
+
+    Returns:
+        How it ended.
+
+    Raises:
+        FrepaError: as a rank does before it makes an exit code of it.
+    """
+    with one_rank() as world:
+        return Start(parse_arguments(list(parts)), Control()).run(world)
+
+
 def quiet_start(command: list[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **ON_CPU}
@@ -56,7 +72,7 @@ def wait_for_step(process: subprocess.Popen[bytes], run: Path, step: int) -> Non
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)

@@ -122,31 +122,52 @@ def causes(run: Path) -> list[str]:
 
 
 @in_fp32
-def test_a_killed_rank_brings_a_restart_and_a_signal_a_checkpoint(uninterrupted, dataset, tmp_path):
+def test_a_killed_rank_brings_a_restart_and_a_stop_a_checkpoint_and_nothing_stays(
+    uninterrupted, dataset, tmp_path
+):
     precision, whole = uninterrupted
     run = tmp_path / "run"
     parts = arguments(dataset, run, **{"train.precision": precision})
     with quiet_start([sys.executable, "-m", "cluster.cli", *parts, "--num-ranks", "2"]) as process:
         wait_for_step(process, run, 5)
         strike(process.pid, run, "rank1")
-        deadline = time.monotonic() + 120
-        while len(starts(run)) < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        (rank,) = find_processes(process.pid, run)["rank1"]
-        rank.send_signal(signal.SIGUSR1)  # one rank alone hears it, while it starts or in its first step
+        wait_until(lambda: len(starts(run)) == 2)
+        family = psutil.Process(process.pid).children(recursive=True)
+        port = meeting_port(family)
+        assert len(family) >= 3
+        assert shared_memory(port)  # while it trains: what is looked for is there
+        process.terminate()
         assert process.wait(timeout=120) == 75
+        _, alive = psutil.wait_procs(family, timeout=40)
+    assert not alive
+    assert not shared_memory(port)
     (cause,) = causes(run)
     assert cause.startswith("rank 1 was killed at about step")
     said = json.loads((run / "outcome.json").read_text())
     assert said["outcome"] == "requeue"
-    assert starts(run)[1] < said["step"] < STEPS
+    assert starts(run)[1] <= said["step"] < STEPS
     assert find_checkpoint(run).name == f"step-{said['step']:08d}"
     result = frepa("resume", str(run))
     assert result.returncode == 0, result.stderr
     assert starts(run) == [0, starts(run)[1], said["step"]]
     assert trace(run) == trace(whole)
     assert_same_checkpoint(find_checkpoint(run), find_checkpoint(whole))
+
+
+def meeting_port(family: list[psutil.Process]) -> str:
+    """The port on which the ranks of a launcher meet."""
+    (port,) = {
+        part.removeprefix("--master_port=")
+        for member in family
+        for part in member.cmdline()
+        if part.startswith("--master_port=")
+    }
+    return port
+
+
+def shared_memory(port: str) -> list[Path]:
+    """What the ranks that meet on a port hold; others on this machine have files of their own."""
+    return list(Path("/dev/shm").glob(f"deepspeed_*_{port}_*"))  # noqa: S108
 
 
 FAULTS = {
@@ -192,32 +213,3 @@ def test_faults_at_random_under_supervision(uninterrupted, dataset, tmp_path):
         assert all(FAULTS[fault] in cause for cause in causes(run))
         assert trace(run) == trace(whole)
         assert_same_checkpoint(find_checkpoint(run), find_checkpoint(whole))
-
-
-def shared_memory(port: str) -> list[Path]:
-    """What the ranks that meet on a port hold; others on this machine have files of their own."""
-    return list(Path("/dev/shm").glob(f"deepspeed_*_{port}_*"))  # noqa: S108
-
-
-def test_a_stopped_command_leaves_no_rank_and_no_memory_behind(dataset, tmp_path):
-    run = tmp_path / "run"
-    parts = arguments(dataset, run, **{"train.micro_batch_size": 8, "train.steps": 10000})
-    with quiet_start([sys.executable, "-m", "cluster.cli", *parts, "--num-ranks", "1"]) as process:
-        wait_for_step(process, run, 1)
-        family = psutil.Process(process.pid).children(recursive=True)
-        assert len(family) >= 2
-        (port,) = {
-            part.removeprefix("--master_port=")
-            for member in family
-            for part in member.cmdline()
-            if part.startswith("--master_port=")
-        }
-        assert shared_memory(port)  # while it trains: what is looked for is there
-        process.terminate()
-        assert process.wait(timeout=60) == 75
-        _, alive = psutil.wait_procs(family, timeout=40)
-    assert not alive
-    assert not shared_memory(port)
-    said = json.loads((run / "outcome.json").read_text())
-    assert said["outcome"] == "requeue"
-    assert find_checkpoint(run).name == f"step-{said['step']:08d}"

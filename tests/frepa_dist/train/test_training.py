@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from cluster.nodes import Nodes
-from cluster.supervise import supervise
-from cluster.verdict import Patience
 from frepa_dist.runs import find_checkpoint, list_checkpoints, read_json_lines, read_metrics
 from shards.dataset import load_snapshot, read_index
+from shards.support.errors import DataError, EnvironmentFault
 from tests import commands
 from tests.frepa_dist.train.started_runs import (
     STEPS,
     arguments,
     frepa,
     in_fp32,
+    train_here,
 )
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]
@@ -50,8 +50,7 @@ def test_one_rank_with_accumulation_trains_as_two_without(uninterrupted, dataset
     precision, whole = uninterrupted
     run = tmp_path / "run"
     changes = {"train.precision": precision, "train.micro_batch_size": 4, "train.zero_stage": 0}
-    result = frepa(*arguments(dataset, run, **changes), num_ranks=1)
-    assert result.returncode == 0, result.stderr
+    assert train_here(*arguments(dataset, run, **changes)[1:]) == "done"
     for ours, theirs in zip(read_metrics(run), read_metrics(whole), strict=True):
         assert ours.keys() == theirs.keys()  # of the first steps, loss/hmi is none of them
         losses = [name for name in ours if name.startswith("loss")]
@@ -75,12 +74,10 @@ def test_a_damaged_sample_is_replaced_counted_and_reported(dataset, tmp_path):
     data[row["image_offset"] + row["image_size"] // 2] ^= 1
     shard.write_bytes(data)
     changes = {"train.micro_batch_size": 8, "train.steps": 3, "train.zero_stage": 0}
-    result = frepa(*arguments(damaged, tmp_path / "one", **changes), num_ranks=1)
-    assert result.returncode == 3
-    assert f"sample {row['key']}" in error_line(result)
+    with pytest.raises(DataError, match=f"sample {row['key']}"):
+        train_here(*arguments(damaged, tmp_path / "one", **changes)[1:])
     changes["data.bad_samples"] = "skip"
-    result = frepa(*arguments(damaged, tmp_path / "two", **changes), num_ranks=1)
-    assert result.returncode == 0, result.stderr
+    assert train_here(*arguments(damaged, tmp_path / "two", **changes)[1:]) == "done"
     events = read_json_lines(tmp_path / "two" / "events.jsonl")
     (skipped,) = [event for event in events if event["event"] == "sample_skipped"]
     assert row["key"] in skipped["sample"]
@@ -100,22 +97,18 @@ def test_a_used_run_folder_is_refused(uninterrupted, dataset):
 def test_resuming_without_a_checkpoint_is_refused_by_the_ranks_too(uninterrupted, tmp_path):
     _, run = uninterrupted
     (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
-    code = supervise(["--resume", str(tmp_path)], tmp_path, Nodes((1,)), Patience(max_restarts=0))
-    assert code == 3
-    assert "no complete checkpoint" in (tmp_path / "outcome.json").read_text()
+    with pytest.raises(DataError, match="no complete checkpoint"):
+        train_here("--resume", str(tmp_path))
 
 
-def test_a_metrics_port_in_use_ends_the_run_with_code_5(dataset, tmp_path):
-    import socket
-
+def test_a_metrics_port_in_use_ends_the_run(dataset, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         settings = {"train.metrics.port": port, "train.micro_batch_size": 8}
-        result = frepa(*arguments(dataset, tmp_path / "run", **settings), num_ranks=1)
-    assert result.returncode == 5
-    assert "train.metrics.port" in error_line(result)
+        with pytest.raises(EnvironmentFault, match=r"train\.metrics\.port"):
+            train_here(*arguments(dataset, tmp_path / "run", **settings)[1:])
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_code_4(dataset, tmp_path):
