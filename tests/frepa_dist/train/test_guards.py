@@ -18,7 +18,8 @@ from frepa_dist.train.ledger import Ledger, Watch, read_keys, spike_limit
 from tests.frepa_dist.train.faulty_method import FAULTS, FOUND
 from tests.frepa_dist.train.guard_runs import BATCHES_PER_EPOCH, LAST_GOOD, STEPS, place_of
 from tests.frepa_dist.train.guard_steps import CASES
-from tests.frepa_dist.train.test_opponent import RANKS, all_tensors, run_on_ranks
+from tests.frepa_dist.train.on_ranks import RANKS, run_on_ranks
+from tests.frepa_dist.train.test_opponent import all_tensors
 
 AT_ONCE = 5  # pairs of runs by the same processes
 

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from frepa_dist.runs import find_checkpoint, read_metrics
-from tests.frepa_dist.train.test_opponent import all_tensors, run_on_ranks, trace
+from tests.frepa_dist.train.on_ranks import run_on_ranks
+from tests.frepa_dist.train.test_opponent import all_tensors, trace
 from tests.frepa_dist.train.zero_cases import cases
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1200)]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from frepa_dist.runs import find_checkpoint, list_checkpoints, read_json_lines, read_metrics
 from frepa_dist.train.checkpoint import is_intact
 from frepa_dist.train.checkpoint.files import TensorReader
-from tests.frepa_dist.train.test_opponent import run_on_ranks
+from tests.frepa_dist.train.on_ranks import run_on_ranks
 from tests.small_disk import run_on_small_disk
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
