@@ -117,6 +117,14 @@ def test_guards_are_drawn_where_they_acted(acted):
     assert "lr/opponent" in text
 
 
+def test_what_belongs_to_no_group_is_drawn_where_it_was_measured():
+    page = Page("curves")
+    add_curves(page, [{"step": 1, "epoch": 1, "loss": 1.0, "lr": 1.0, "hf_share": 0.5}])
+    text = page.render()
+    assert "hf_share" in text
+    assert "epoch" not in text
+
+
 def test_a_run_that_has_only_begun_and_is_watched(run_dir):
     (run_dir / "metrics.jsonl").unlink()
     (run_dir / "environment.json").unlink()
