@@ -13,6 +13,7 @@ import click
 
 from cluster.doctor_cli import doctor
 from cluster.evaluate_cli import evaluate_group
+from cluster.evaluate_probe_cli import PROBE_COMMANDS
 from cluster.model_cli import MODEL_COMMANDS
 from cluster.options import FOLDER
 from cluster.shards_cli import shards_group
@@ -36,7 +37,8 @@ def cli(debug: bool) -> None:
 
 
 cli.add_command(shards_group)
-evaluate_group.add_command(evaluate_volume)
+for command in (*PROBE_COMMANDS, evaluate_volume):
+    evaluate_group.add_command(command)
 cli.add_command(evaluate_group)
 for command in (*TRAIN_COMMANDS, doctor, *MODEL_COMMANDS):
     cli.add_command(command)
