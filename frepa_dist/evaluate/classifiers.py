@@ -231,6 +231,7 @@ def fit_linear(x: Features, y: Int64, training: LinearTraining, *, silent: bool 
 
     @torch.no_grad()
     def scores(values: Features) -> Float64:
-        return np.asarray(layer(standardize(values)).double().numpy(), np.float64)
+        # of a logit alone, the others are not known; logarithms of shares have no ties at 0 and 1
+        return np.asarray(layer(standardize(values)).double().log_softmax(dim=1).numpy(), np.float64)
 
     return scores

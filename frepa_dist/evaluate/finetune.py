@@ -27,7 +27,8 @@ from shards.support.progress import Progress
 # of the masked autoencoder; timm's own networks know their layers
 MAE_LAYERS = {
     "stem": r"^cls_token|pos_embed|patch_embed",
-    "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+    # the decoder learns nothing; it is named so that it is no further layer
+    "blocks": [(r"^blocks\.(\d+)", None), (r"^norm|decoder|mask_token", (99999,))],
 }
 
 
@@ -118,7 +119,7 @@ def finetune(
 
 @torch.inference_mode()
 def predict(tuned: FineTuned, pictures: Pictures, chosen: Int64, batch_size: int = 64) -> Float64:
-    """Logits (n, K) of pictures, without augmentation.
+    """Logarithms (n, K) of the probabilities of classes, of pictures without augmentation.
 
     Raises:
         DataError: a picture cannot be read.
@@ -128,7 +129,8 @@ def predict(tuned: FineTuned, pictures: Pictures, chosen: Int64, batch_size: int
         for start in range(0, len(chosen), batch_size):
             numbers = chosen[start : start + batch_size].tolist()
             pixels = torch.from_numpy(pictures.pixels(numbers, tuned.encoder.image_size))
-            found.append(tuned.head(tuned.encoder.encode(pixels)).double().cpu().numpy())
+            logits = tuned.head(tuned.encoder.encode(pixels)).double()
+            found.append(logits.log_softmax(dim=1).cpu().numpy())
             progress.update(len(numbers))
     return np.concatenate(found)
 
