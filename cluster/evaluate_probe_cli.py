@@ -42,6 +42,7 @@ labeled_options = _compose(
     click.option("--grades", "are_grades", is_flag=True, help="Classes are ordered numbers: kappa, too."),
     click.option("--modality", help="Of a dataset, the only one to use; of files, what they are."),
     click.option("--seed", default=0, show_default=True, help="Of split, folds, training and bootstrap."),
+    click.option("--resamples", "num_resamples", default=1000, show_default=True, help="Of the bootstrap."),
     click.option("--smoke-test", is_flag=True, help="The labels are not medical: the report will say so."),
 )
 transfer_options = _compose(
@@ -58,6 +59,15 @@ extraction_options = _compose(
 training_option = click.option(
     "--train", multiple=True, metavar="KEY=VALUE", help="Setting of a head trained by steps: epochs=20."
 )
+
+
+def permutations_option(name: str) -> Callable[[F], F]:
+    """Number of permutations, as the argument `name`."""
+    return click.option(
+        "--permutations", name, default=2000, show_default=True, help="Of each permutation test."
+    )
+
+
 out_option = click.option("--out", type=FOLDER, help="JSON file for the result.")
 
 
@@ -122,6 +132,7 @@ def evaluate_label_curve(
 @labeled_options
 @click.option("--keep", default=0.25, show_default=True, help="Share of the tokens in a subset.")
 @click.option("--head", type=FROZEN, default="logistic", show_default=True, help="See `probe`.")
+@permutations_option("num_permutations")
 @training_option
 @extraction_options
 @out_option
@@ -142,7 +153,7 @@ def evaluate_tokens(encoder: str, out: Path | None, **options: Any) -> None:
 @click.command("compare")
 @click.argument("results", nargs=-1, required=True, type=FOLDER)
 @click.option("--measure", type=click.Choice(["auroc", "auprc"]), default="auroc", show_default=True)
-@click.option("--permutations", "num", default=2000, show_default=True, help="Of each permutation test.")
+@permutations_option("num")
 @click.option("--seed", default=0, show_default=True, help="Of the permutations.")
 @out_option
 def evaluate_compare(results: tuple[Path, ...], out: Path | None, **options: Any) -> None:

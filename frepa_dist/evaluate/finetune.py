@@ -27,7 +27,7 @@ from shards.support.progress import Progress
 # of the masked autoencoder; timm's own networks know their layers
 MAE_LAYERS = {
     "stem": r"^cls_token|pos_embed|patch_embed",
-    # the decoder learns nothing; it is named so that it is no further layer
+    # the norm belongs to the last block; the decoder learns nothing, and is named to be no further layer
     "blocks": [(r"^blocks\.(\d+)", None), (r"^norm|decoder|mask_token", (99999,))],
 }
 

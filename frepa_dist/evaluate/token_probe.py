@@ -128,6 +128,7 @@ def run_token_probe(
     keep: float = 0.25,
     head: Classifier = "logistic",
     train: Sequence[str] = (),
+    num_permutations: int = 2000,
     extraction: Extraction | None = None,
 ) -> TokenResult:
     """Probe an encoder that sees some of an image's tokens.
@@ -139,6 +140,7 @@ def run_token_probe(
         keep: share of the tokens in a subset.
         head: a classifier of frozen features.
         train: overrides of the training of `linear`.
+        num_permutations: of each paired test.
         extraction: how features are computed.
 
     Raises:
@@ -160,13 +162,15 @@ def run_token_probe(
         x = features[:, number]
         judged = judge_features(head, x, x, parts, task.seed, training)
         rows[name] = probe_result(loaded.name, task, parts, judged)
-    return TokenResult(keep=keep, modality=task.modality, rows=rows, differences=from_all(rows, task.seed))
+    return TokenResult(
+        keep=keep, modality=task.modality, rows=rows, differences=from_all(rows, num_permutations, task.seed)
+    )
 
 
-def from_all(rows: dict[str, ProbeResult], seed: int) -> list[PairedDifference]:
+def from_all(rows: dict[str, ProbeResult], num: int, seed: int) -> list[PairedDifference]:
     """Paired differences in AUROC of each variant from all tokens, corrected for their number."""
     names = [name for name in rows if name != ALL]
-    found = [compare_pair(rows[name], rows[ALL], "auroc", seed=seed) for name in names]
+    found = [compare_pair(rows[name], rows[ALL], "auroc", num=num, seed=seed) for name in names]
     corrected = holm(np.array([one.p for one in found])).tolist()
     return [
         PairedDifference.of(name, ALL, one, p) for name, one, p in zip(names, found, corrected, strict=True)

@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def common(folder, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
-    return [folder, "--labels", folder / "labels.csv", "--cache", cache, "--smoke-test"]
+    return [folder, "--labels", folder / "labels.csv", "--cache", cache, "--smoke-test", "--resamples", 20]
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +90,7 @@ def test_curve_and_tokens(common, tmp_path):
     assert (tmp_path / "curve.html").is_file()
     told = frepa(
         *("evaluate", "tokens", ENCODER, *common, "--modality", "fundus", "--head", "knn"),
+        *("--permutations", 20),
         *("--out", tmp_path / "tokens.json"),
     )
     assert read(TokenResult, tmp_path / "tokens.json").describe() in told.stdout

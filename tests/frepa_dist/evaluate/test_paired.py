@@ -18,6 +18,8 @@ def draw(gain, *, seed=0, num=160, num_classes=2, per_patient=1):
     rng = np.random.default_rng(seed)
     y = np.repeat(np.random.default_rng(9).integers(0, num_classes, num // per_patient), per_patient)
     scores = rng.normal(size=(num, num_classes)) + gain * np.eye(num_classes)[y]
+    if num_classes == 2:  # as heads give them: one number, and its opposite
+        scores = np.stack([scores[:, 0] - scores[:, 1], scores[:, 1] - scores[:, 0]], axis=1)
     groups = np.arange(num) // per_patient if per_patient > 1 else None
     return ProbeResult(
         encoder=f"gain {gain}",
