@@ -35,33 +35,6 @@ def evaluate_group() -> None:
     """
 
 
-@evaluate_group.command("probe")
-@click.argument("encoder")
-@click.argument("images", type=FOLDER)
-@click.option("--labels", type=FOLDER, help="CSV with filename,label[,split]; default: a folder per class.")
-@click.option(
-    "--label-column", default="label", show_default=True, help="Column of the CSV that is the label."
-)
-@click.option("--out", type=FOLDER, help="JSON file for the result.")
-@click.option("--seed", default=0, show_default=True, help="Of the split and the bootstrap.")
-@click.option("--smoke-test", is_flag=True, help="The labels are not medical: the report will say so.")
-def evaluate_probe(
-    encoder: str,
-    images: Path,
-    labels: Path | None,
-    label_column: str,
-    out: Path | None,
-    seed: int,
-    smoke_test: bool,
-) -> None:
-    """Linear probe: logistic regression on frozen features, AUROC with a bootstrap interval."""
-    from frepa_dist.evaluate.probe import run_probe
-
-    result = run_probe(encoder, images, labels, label_column=label_column, seed=seed, smoke_test=smoke_test)
-    write_result(result.as_json(), out)
-    click.echo(result.describe())
-
-
 @evaluate_group.command("cka")
 @click.argument("encoder")
 @click.argument("images")

@@ -135,7 +135,7 @@ def measure(folder: Path, out: Path, name: str, arguments: argparse.Namespace) -
         if not result.is_file():
             images = str(arguments.data / LABELED)
             run("evaluate", "probe", str(folder), images, "--labels", str(task), "--out", str(result))
-        values["AUROC"] = float(json.loads(result.read_text(encoding="utf-8"))["auroc"])
+        values["AUROC"] = float(json.loads(result.read_text(encoding="utf-8"))["measures"]["auroc"]["value"])
     result = out / "results" / f"{name}.reconstruct.json"
     if not result.is_file():
         heldout = str(out / "shards-test")

@@ -287,22 +287,33 @@ def embed_parts(
     """
     images = encoder.normalize(stack_images(views))
     order = torch.from_numpy(np.stack([view.hf_order for view in views]))
-    num_tokens = order.shape[1]
-    num_kept = max(1, round(config.keep * num_tokens))
     drawn = [
-        sample_rng(config.seed, 0, start + number, "cka tokens").permutation(num_tokens)[:num_kept]
+        sample_rng(config.seed, 0, start + number, "cka tokens").permutation(order.shape[1])
         for number in range(len(views))
     ]
-    kept, rest = f"{config.keep:.0%}", f"{1 - config.keep:.0%}"
-    subsets = {
-        f"HF tokens only ({kept})": order[:, :num_kept],
-        f"LF tokens only (lowest {kept})": order[:, num_tokens - num_kept :],
-        f"HF tokens removed ({rest} kept)": order[:, num_kept:],
-        f"random tokens ({kept})": torch.from_numpy(np.stack(drawn)),
-    }
+    subsets = token_subsets(order, torch.from_numpy(np.stack(drawn)), config.keep)
     return {
         "full image": encoder.embed(images),
         **{name: encoder.embed(images, ids) for name, ids in subsets.items()},
         "high-passed image": encoder.embed(gaussian_high_pass(images, config.cutoff_cycles)),
         "low-passed image": encoder.embed(gaussian_low_pass(images, config.cutoff_cycles)),
+    }
+
+
+def token_subsets(order: torch.Tensor, drawn: torch.Tensor, keep: float) -> dict[str, torch.Tensor]:
+    """Subsets of the tokens of images by name, each (B, K).
+
+    Args:
+        order: (B, N) all tokens, strongest high-frequency response first.
+        drawn: (B, N) all tokens, in a random order.
+        keep: share of the tokens that a subset keeps, or leaves out.
+    """
+    num_tokens = order.shape[1]
+    num_kept = max(1, round(keep * num_tokens))
+    kept, rest = f"{keep:.0%}", f"{1 - keep:.0%}"
+    return {
+        f"HF tokens only ({kept})": order[:, :num_kept],
+        f"LF tokens only (lowest {kept})": order[:, num_tokens - num_kept :],
+        f"HF tokens removed ({rest} kept)": order[:, num_kept:],
+        f"random tokens ({kept})": drawn[:, :num_kept],
     }

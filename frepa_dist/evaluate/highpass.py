@@ -22,11 +22,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from frepa_dist.evaluate.classifiers import choose_c, fit
 from frepa_dist.evaluate.encoder import Encoder
 from frepa_dist.evaluate.features import load_encoder
 from frepa_dist.evaluate.labelled import read_labeled
-from frepa_dist.evaluate.probe import choose_c, fit, split_parts
 from frepa_dist.evaluate.scores import accuracy, bootstrap_intervals, macro_auroc
+from frepa_dist.evaluate.splits import split_parts
 from frepa_dist.evaluate.views import read_pixels
 from frepa_dist.spectrum import gaussian_high_pass
 from shards.support.errors import DataError

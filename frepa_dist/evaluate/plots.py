@@ -223,3 +223,32 @@ def phases_figure(seconds: Mapping[str, float]) -> Figure:
         ncols=min(7, len(seconds) or 1),
     )
     return figure
+
+
+def share_figure(lines: Mapping[str, Sequence[tuple[float, float, float | None]]], ylabel: str) -> Figure:
+    """Draw values over the share of the labels, on a logarithmic axis.
+
+    Args:
+        lines: by encoder: share, mean, and standard deviation or None.
+        ylabel: what the values are.
+    """
+    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for (name, points), color in zip(
+        lines.items(), COLORS * math.ceil(len(lines) / len(COLORS)), strict=False
+    ):
+        shares, means, spreads = zip(*points, strict=True)
+        errors = [spread or 0.0 for spread in spreads]
+        axes.errorbar(
+            shares, means, yerr=errors, color=color, label=name, marker="o", markersize=4, linewidth=1.6,
+            capsize=2,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    ticks = sorted({share for points in lines.values() for share, _, _ in points})
+    axes.set_xticks(ticks, [f"{share:.4g}%" for share in (100 * tick for tick in ticks)])
+    axes.minorticks_off()
+    axes.set_xlabel("labels of the training part", fontsize=9)
+    axes.set_ylabel(ylabel, fontsize=9)
+    axes.legend(fontsize=8, frameon=False, labelcolor="black", loc="lower right")
+    _style(axes)
+    return figure
