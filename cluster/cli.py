@@ -13,6 +13,7 @@ import click
 
 from cluster.doctor_cli import doctor
 from cluster.evaluate_cli import evaluate_group
+from cluster.leakage_cli import evaluate_leakage
 from cluster.model_cli import MODEL_COMMANDS
 from cluster.options import FOLDER
 from cluster.shards_cli import shards_group
@@ -37,6 +38,7 @@ def cli(debug: bool) -> None:
 
 cli.add_command(shards_group)
 evaluate_group.add_command(evaluate_volume)
+evaluate_group.add_command(evaluate_leakage)
 cli.add_command(evaluate_group)
 for command in (*TRAIN_COMMANDS, doctor, *MODEL_COMMANDS):
     cli.add_command(command)

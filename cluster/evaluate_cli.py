@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from cluster.leakage_cli import leakage_options
 from cluster.options import FOLDER
 
 
@@ -30,6 +31,7 @@ def evaluate_group() -> None:
 @click.option("--out", type=FOLDER, help="JSON file for the result.")
 @click.option("--seed", default=0, show_default=True, help="Of the split and the bootstrap.")
 @click.option("--smoke-test", is_flag=True, help="The labels are not medical: the report will say so.")
+@leakage_options
 def evaluate_probe(
     encoder: str,
     images: Path,
@@ -38,11 +40,22 @@ def evaluate_probe(
     out: Path | None,
     seed: int,
     smoke_test: bool,
+    allow_leakage: bool,
+    states: tuple[Path, ...],
 ) -> None:
     """Linear probe: logistic regression on frozen features, AUROC with a bootstrap interval."""
     from frepa_dist.evaluate.probe import run_probe
 
-    result = run_probe(encoder, images, labels, label_column=label_column, seed=seed, smoke_test=smoke_test)
+    result = run_probe(
+        encoder,
+        images,
+        labels,
+        label_column=label_column,
+        seed=seed,
+        smoke_test=smoke_test,
+        allow_leakage=allow_leakage,
+        states=states,
+    )
     write_result(result.as_json(), out)
     click.echo(result.describe())
 
@@ -104,6 +117,7 @@ def evaluate_reconstruct(
 @click.option(
     "--seed", default=0, show_default=True, help="Of the split, the tiles, the start and the bootstrap."
 )
+@leakage_options
 def evaluate_segment(
     encoder: str,
     images: Path,
@@ -114,6 +128,8 @@ def evaluate_segment(
     train: tuple[str, ...],
     out: Path | None,
     seed: int,
+    allow_leakage: bool,
+    states: tuple[Path, ...],
 ) -> None:
     """Segmentation: a light decoder on the frozen encoder; Dice, clDice and more on whole images.
 
@@ -129,6 +145,8 @@ def evaluate_segment(
         masks,
         columns=Columns(mask_column, fov_column, second_column),
         training=validate(SegmentTraining, apply_overrides({"seed": seed}, train), where="--train"),
+        allow_leakage=allow_leakage,
+        states=states,
     )
     write_result(result.as_json(), out)
     click.echo(result.describe())

@@ -10,7 +10,7 @@ Shapes: n images, D width, K classes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from frepa_dist.evaluate.features import extract_features, load_encoder
 from frepa_dist.evaluate.labelled import LabeledImages, read_labeled
+from frepa_dist.evaluate.leakage import NOT_CHECKED, check_leakage
 from frepa_dist.evaluate.scores import Bool, Float64, Int64, bootstrap_intervals, macro_auroc
 from shards.support.errors import DataError
 from shards.support.progress import track
@@ -49,6 +50,7 @@ class ProbeResult(Settings):
         num_resamples: of the bootstrap.
         seed: of the split, the folds and the bootstrap.
         smoke_test: the labels mean nothing medical; only that the probe ran is to be seen.
+        leakage: whether images were in the pretraining data, in words.
     """
 
     encoder: str
@@ -69,6 +71,7 @@ class ProbeResult(Settings):
     num_resamples: int
     seed: int
     smoke_test: bool
+    leakage: str = NOT_CHECKED
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for a file."""
@@ -84,7 +87,8 @@ class ProbeResult(Settings):
         smoke = "\na smoke test: these labels compare no methods" if self.smoke_test else ""
         return (
             f"{kind} {self.auroc:.3f}  95% interval [{self.low:.3f}, {self.high:.3f}]  C = {self.c:g}\n"
-            f"classes (train + test): {classes}; split {self.split}; {self.num_left_out} left out{smoke}"
+            f"classes (train + test): {classes}; split {self.split}; {self.num_left_out} left out{smoke}\n"
+            f"leakage: {self.leakage}"
         )
 
 
@@ -100,6 +104,8 @@ def run_probe(
     batch_size: int = 64,
     device: str | None = None,
     smoke_test: bool = False,
+    allow_leakage: bool = False,
+    states: Sequence[Path] = (),
 ) -> ProbeResult:
     """Probe an encoder on labeled images.
 
@@ -114,6 +120,8 @@ def run_probe(
         batch_size: images at a time.
         device: where the encoder runs, None takes a GPU if there is one.
         smoke_test: say with the result that its labels are not medical.
+        allow_leakage: go on where images were in the run's pretraining data; the result says so.
+        states: private folders of the builds of those data, see `leakage.check_leakage`.
 
     Raises:
         FrepaError: what is wrong with encoder, images or labels.
@@ -123,6 +131,9 @@ def run_probe(
     y = np.array([names.index(label) for label in labeled.labels], np.int64)
     groups = None if labeled.patients is None else np.unique(labeled.patients, return_inverse=True)[1]
     is_test = _split(labeled, y, groups, seed, where=labels or images)
+    leakage = check_leakage(
+        encoder, labeled.paths, images=images, allow=allow_leakage, states=states, patients=labeled.patients
+    )
     loaded = load_encoder(encoder, device)
     x = extract_features(loaded, labeled.paths, batch_size=batch_size)
     c, inner = choose_c(x[~is_test], y[~is_test], None if groups is None else groups[~is_test], seed)
@@ -148,6 +159,7 @@ def run_probe(
         num_resamples=num_resamples,
         seed=seed,
         smoke_test=smoke_test,
+        leakage=leakage,
     )
 
 

@@ -26,6 +26,7 @@ from torch.nn import functional
 from frepa_dist.evaluate.encoder import Encoder
 from frepa_dist.evaluate.features import load_encoder
 from frepa_dist.evaluate.heads import HeadTraining, run_steps, seeded
+from frepa_dist.evaluate.leakage import NOT_CHECKED, check_leakage
 from frepa_dist.evaluate.masks import Mask, mask_measures
 from frepa_dist.evaluate.pairs import Columns, MaskedImage, load_image, load_mask, read_masked, resize_mask
 from frepa_dist.evaluate.scores import Int64
@@ -72,6 +73,7 @@ class SegmentResult(Settings):
         num_train: training images.
         num_parameters: of the decoder.
         training: how.
+        leakage: whether images were in the pretraining data, in words.
     """
 
     encoder: str
@@ -85,6 +87,7 @@ class SegmentResult(Settings):
     num_train: int
     num_parameters: int
     training: SegmentTraining
+    leakage: str = NOT_CHECKED
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for a file."""
@@ -96,6 +99,7 @@ class SegmentResult(Settings):
         for name, mean in self.mean.items():
             human = f"  second observer {self.observer[name]:.3f}" if name in self.observer else ""
             lines.append(f"{name:<12} {mean:.3f}  [{self.low[name]:.3f}, {self.high[name]:.3f}]{human}")
+        lines.append(f"leakage: {self.leakage}")
         return "\n".join(lines)
 
 
@@ -121,6 +125,8 @@ def run_segment(
     training: SegmentTraining | None = None,
     num_resamples: int = 1000,
     device: str | None = None,
+    allow_leakage: bool = False,
+    states: Sequence[Path] = (),
 ) -> SegmentResult:
     """Train a decoder on a frozen encoder, and judge it on images it has not seen.
 
@@ -132,12 +138,17 @@ def run_segment(
         training: how the decoder is trained.
         num_resamples: of the bootstrap.
         device: where it runs, None takes a GPU if there is one.
+        allow_leakage: go on where images were in the run's pretraining data; the result says so.
+        states: private folders of the builds of those data, see `leakage.check_leakage`.
 
     Raises:
         FrepaError: what is wrong with encoder, images or masks.
     """
     training = training or SegmentTraining()
     pairs = read_masked(images, table, columns, seed=training.seed)
+    leakage = check_leakage(
+        encoder, [pair.image for pair in pairs], images=images, allow=allow_leakage, states=states
+    )
     loaded = load_encoder(encoder, device)
     head = train_decoder(loaded, [pair for pair in pairs if not pair.is_test], training)
     tests = [pair for pair in pairs if pair.is_test]
@@ -163,6 +174,7 @@ def run_segment(
         num_train=len(pairs) - len(tests),
         num_parameters=sum(parameter.numel() for parameter in head.parameters()),
         training=training,
+        leakage=leakage,
     )
 
 

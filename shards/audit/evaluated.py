@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import google_crc32c
 import numpy as np
 
-from shards.audit.patterns import Patterns, cut_frames, make_patterns, mirror_all
+from shards.audit.patterns import CROPPED, Patterns, cut_frames, make_patterns, mirror_all
 from shards.builder.canonical import dhash64, pixel_hash, resize_to_canonical, strip_jpeg
 from shards.builder.config import BuildConfig
 from shards.builder.objects import PlannedObject, content_identity, open_planned, reading_object
@@ -31,6 +32,7 @@ from shards.stores.blobs import Blob, FileBlob
 from shards.support.errors import DataError
 
 _JPEG = b"\xff\xd8"
+_CAMERAS = (1.0, 4 / 3, 3 / 2)  # width over height of the pictures that cameras make
 
 
 class Reading(NamedTuple):
@@ -126,7 +128,11 @@ def plan_tasks(files: Sequence[Path], readings: Sequence[Reading]) -> Iterator[E
     """Cut files into tasks: a DICOM series is one, since its slices share a window."""
     series: dict[str, list[tuple[str, int]]] = {}
     for place, path in enumerate(files):
-        header = _header(path, readings[0].options) if path.suffix.lower() in ("", ".dcm", ".dicom", ".ima") else None
+        header = (
+            _header(path, readings[0].options)
+            if path.suffix.lower() in ("", ".dcm", ".dicom", ".ima")
+            else None
+        )
         if header is not None and header.series is not None:
             series.setdefault(header.series, []).append((str(path), place))
         else:
@@ -151,6 +157,16 @@ def read_evaluated(task: EvaluatedTask) -> EvaluatedResult:
                 elif decoded.pixels.dtype != np.uint8:  # 8-bit images are stored alike by every rule
                     images[key] = _describe_also(images[key], resize_to_canonical(stored, reading.size))
     return EvaluatedResult(list(images.values()), unreadable)
+
+
+def preview(task: EvaluatedTask, unit: int) -> Raw:
+    """One image of a task with a single file, as it would be stored; flat grey where it cannot be read."""
+    (path, place), reading = task.files[0], task.readings[0]
+    file = _open(path, place, reading, {})
+    for _, number, _, stored in _decode_all([file] if file else [], reading, {}):
+        if number == unit:
+            return resize_to_canonical(stored, reading.size)
+    return np.full((64, 64), 128, np.uint8)
 
 
 class _File(NamedTuple):
@@ -225,9 +241,19 @@ def _describe_also(known: Evaluated, pixels: Raw) -> Evaluated:
 
 
 def _dhashes(pixels: Raw, frames: Sequence[Pixels]) -> frozenset[int]:
-    """Of the image as it is stored, of its frames, and mirrored."""
-    cut = [image for frame in frames[1:] for image in mirror_all(frame)[:2]]
+    """Of the image as it is stored, of its frames, of these with a dark border, and mirrored."""
+    bordered = [_on_black(frame, aspect) for frame in frames[:CROPPED] for aspect in _CAMERAS]
+    cut = [image for frame in [*frames[1:], *bordered] for image in mirror_all(frame)[:2]]
     return frozenset(dhash64(image) for image in [*mirror_all(pixels), *cut])
+
+
+def _on_black(image: Pixels, aspect: float) -> Pixels:
+    """On the black ground of a wider (or higher) picture: a stored copy may have kept its border."""
+    height, width = image.shape[:2]
+    across, down = max(0, round(height * aspect) - width), max(0, round(width / aspect) - height)
+    left, top = across // 2, down // 2
+    black = cv2.BORDER_CONSTANT
+    return cv2.copyMakeBorder(image, top, down - top, left, across - left, black, value=0)
 
 
 def _identities(local: bytes, data: bytes) -> frozenset[bytes]:

@@ -97,7 +97,7 @@ def _table(pieces: Int, flips: Int) -> tuple[Int, npt.NDArray[np.int32]]:
 def _ranges(starts: Int, counts: Int) -> Int:
     """The numbers from each start on, `counts` of them, one after the other."""
     ends = np.cumsum(counts)
-    return np.arange(ends[-1]) + np.repeat(starts - (ends - counts), counts)
+    return np.asarray(np.arange(ends[-1]) + np.repeat(starts - (ends - counts), counts), np.int64)
 
 
 def _cut(counts: Int) -> list[Int]:

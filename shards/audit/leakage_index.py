@@ -1,4 +1,4 @@
-"""What the indices of a dataset alone say of leakage: equal bytes, equal pixels, equal patients, near hashes."""
+"""What the indices of a dataset say of leakage: equal bytes, pixels and patients, and near hashes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +27,13 @@ NEAR_BITS = 7
 """Bits of 64 in which the hashes of copies may differ; see BENCHMARKS.md."""
 
 Source = tuple[str, str]
+Kind = Literal["bytes", "pixels", "near", "patient"]
 
 
 class Hit(NamedTuple):
     """A sample that is one of the images: `kind` is bytes, pixels or patient."""
 
-    kind: str
+    kind: Kind
     image: int
     row: int
     key: str
@@ -85,7 +86,9 @@ def read_states(folders: Sequence[Path], snapshot: Snapshot) -> States:
     for folder in folders:
         if not (folder / "salt").is_file():
             raise ConfigError(
-                "no state folder: it has no salt", where=folder, fix="name the --state of `frepa shards build`"
+                "no state folder: it has no salt",
+                where=folder,
+                fix="name the --state of `frepa shards build`",
             )
         salts.append(Salt((folder / "salt").read_text().strip().encode()))
     identities, missing = {}, []
@@ -95,7 +98,9 @@ def read_states(folders: Sequence[Path], snapshot: Snapshot) -> States:
         if not parts:
             missing.append(f"{build.modality}/{build.source}")
             continue
-        rows = pa.concat_tables(part.objects.select(["identity", "object", "status", "duplicate_of"]) for part in parts)
+        rows = pa.concat_tables(
+            part.objects.select(["identity", "object", "status", "duplicate_of"]) for part in parts
+        )
         rows = rows.filter(pc.is_in(rows["status"], pa.array(["image", "duplicate"])))
         objects = np.where(rows["duplicate_of"].to_numpy() >= 0, rows["duplicate_of"], rows["object"])
         names = np.array([value.hex() for value in rows["identity"].to_pylist()], np.bytes_)
@@ -153,7 +158,7 @@ def scan_index(
     is_kept[excluded] = False
     hits: list[Hit] = []
 
-    def add(kind: str, rows: npt.NDArray[np.int64], images: Iterable[list[int]]) -> None:
+    def add(kind: Kind, rows: npt.NDArray[np.int64], images: Iterable[list[int]]) -> None:
         for row, places in zip(rows.tolist(), images, strict=True):
             if is_kept[row]:
                 hits.extend(Hit(kind, place, row, table["key"][row].as_py()) for place in places)
@@ -164,12 +169,16 @@ def scan_index(
     numbers = wanted.objects.get((shard.modality, shard.source), {})
     rows = np.flatnonzero(np.isin(table["object"].to_numpy(), list(numbers)))
     add("bytes", rows, (numbers[table["object"][int(row)].as_py()] for row in rows))
-    for kind, column, known in (("pixels", "pixel_hash", wanted.pixels), ("patient", "patient", wanted.patients)):
-        is_in = pc.is_in(table[column], pa.array(list(known), pa.string()))
-        rows = np.flatnonzero(is_in.to_numpy())
-        add(kind, rows, (known[table[column][int(row)].as_py()] for row in rows))
+    pixels = _find(table["pixel_hash"], wanted.pixels)
+    add("pixels", pixels, (wanted.pixels[table["pixel_hash"][int(row)].as_py()] for row in pixels))
+    patients = _find(table["patient"], wanted.patients)
+    add("patient", patients, (wanted.patients[table["patient"][int(row)].as_py()] for row in patients))
     is_near = wanted.near.is_near(table["dhash64"].to_numpy()) & is_kept
     return list(dict.fromkeys(hits)), np.flatnonzero(is_near)
+
+
+def _find(column: pa.ChunkedArray, known: Mapping[str, list[int]]) -> npt.NDArray[np.int64]:
+    return np.flatnonzero(pc.is_in(column, pa.array(list(known), pa.string())).to_numpy())
 
 
 def _one_number(size: npt.ArrayLike, crc32c: npt.ArrayLike) -> npt.NDArray[np.uint64]:

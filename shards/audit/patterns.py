@@ -29,7 +29,7 @@ SAME = 0.72
 SYMMETRIC = 0.6
 """A pattern that correlates so much with a mirror image of itself shows the camera, not the patient."""
 
-WHOLE, TRIMMED = 0, 1
+WHOLE, TRIMMED, CROPPED = 0, 1, 2
 CROPS = {2: 0.95, 3: 0.9, 4: 0.85, 5: 0.8, 6: 0.75}
 """Frames: the image; without its dark border; and its center, with this share of its sides."""
 
@@ -41,7 +41,9 @@ _WAYS = {
     (WHOLE, TRIMMED): ("stored without its border", _MIRRORS),
     (TRIMMED, WHOLE): ("stored with a border", _MIRRORS),
     **{(WHOLE, frame): (f"stored is its center ({share:.0%})", _LIKELY) for frame, share in CROPS.items()},
-    **{(frame, WHOLE): (f"center ({share:.0%}) of the stored one", _LIKELY) for frame, share in CROPS.items()},
+    **{
+        (frame, WHOLE): (f"center ({share:.0%}) of the stored one", _LIKELY) for frame, share in CROPS.items()
+    },
 }
 """Frame of the stored and of the given image, what it says when they agree, and the mirrors to try."""
 
@@ -90,7 +92,7 @@ def find_matches(stored: Patterns, given: Patterns, least: float = SAME) -> list
     """
     best = np.full((len(stored), len(given)), -1, np.float32)
     way = np.zeros(best.shape, np.uint8)
-    names = []
+    names: list[str] = []
     for (mine, theirs), (framed, mirrors) in _WAYS.items():
         wanted = given[:, theirs].astype(np.float32).T
         images = stored[:, mine].astype(np.float32).reshape(-1, SIDE, SIDE)
@@ -105,7 +107,9 @@ def find_matches(stored: Patterns, given: Patterns, least: float = SAME) -> list
 
 def mirror_all(pixels: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
     """An image (H, W, ...) in all the mirrors in which patterns are compared."""
-    return [np.ascontiguousarray(pixels[::vertical, ::horizontal]) for vertical, horizontal in _MIRRORS.values()]
+    return [
+        np.ascontiguousarray(pixels[::vertical, ::horizontal]) for vertical, horizontal in _MIRRORS.values()
+    ]
 
 
 def _grey(image: Image) -> Image:
@@ -128,7 +132,8 @@ def _trim(image: Image) -> Image:
         return image
     tall, wide = image.shape[0] / len(small), image.shape[1] / len(small)
     return image[
-        int(rows[0] * tall) : int((rows[-1] + 1) * tall), int(columns[0] * wide) : int((columns[-1] + 1) * wide)
+        int(rows[0] * tall) : int((rows[-1] + 1) * tall),
+        int(columns[0] * wide) : int((columns[-1] + 1) * wide),
     ]
 
 
