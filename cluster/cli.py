@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from cluster.datasets_cli import datasets_group
 from cluster.doctor_cli import doctor
 from cluster.evaluate_cli import evaluate_group
 from cluster.leakage_cli import evaluate_leakage
@@ -37,6 +38,7 @@ def cli(debug: bool) -> None:
 
 
 cli.add_command(shards_group)
+cli.add_command(datasets_group)
 evaluate_group.add_command(evaluate_volume)
 evaluate_group.add_command(evaluate_leakage)
 cli.add_command(evaluate_group)
