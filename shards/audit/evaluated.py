@@ -253,7 +253,8 @@ def _on_black(image: Pixels, aspect: float) -> Pixels:
     across, down = max(0, round(height * aspect) - width), max(0, round(width / aspect) - height)
     left, top = across // 2, down // 2
     black = cv2.BORDER_CONSTANT
-    return cv2.copyMakeBorder(image, top, down - top, left, across - left, black, value=0)
+    laid = cv2.copyMakeBorder(image, top, down - top, left, across - left, black, value=0)
+    return np.asarray(laid, np.uint8)
 
 
 def _identities(local: bytes, data: bytes) -> frozenset[bytes]:

@@ -27,7 +27,7 @@ _GROUP = re.compile(r"\{(\w+)\}")
 _ANY = r"[^/]+?"
 
 
-class Licence(Settings):
+class License(Settings):
     """Terms of use.
 
     Attributes:
@@ -126,7 +126,7 @@ class Recipe(Settings):
             "volumes", or "facts": nothing is known of the layout, and nothing can be checked.
         tasks: what it is used for.
         get: where a person gets it.
-        licence: its terms.
+        license: its terms.
         source: where the facts of this recipe come from.
         verified: whether a copy from the original place was checked against the recipe.
         notes: what else one should know.
@@ -140,7 +140,7 @@ class Recipe(Settings):
     kind: Literal["classes", "table", "masks", "volumes", "facts"]
     tasks: list[str]
     get: str
-    licence: Licence = Licence()
+    license: License = License()
     source: list[str] = Field(min_length=1)
     verified: bool
     notes: list[str] = Field(default_factory=list)
@@ -165,7 +165,7 @@ class Recipe(Settings):
         lines = [
             f"{self.name}: {self.title} ({self.modality}; {', '.join(self.tasks)})",
             f"get it     {self.get}",
-            f"licence    {self.licence.text} ({self.licence.page})",
+            f"license    {self.license.text} ({self.license.page})",
             f"patients   {self.patients or UNKNOWN}",
             f"verified   {'yes' if self.verified else 'no: no copy from the original place was checked'}",
         ]
