@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from frepa_dist.runs import CONFIG, load_run_config
-from shards.audit.leakage import find_leakage
+from shards.audit.leakage import file_name, find_leakage
 from shards.audit.leakage_index import NEAR_BITS
 from shards.audit.leakage_report import LeakageReport, leakage_error
 from shards.audit.patterns import SAME
@@ -34,6 +34,7 @@ def check_leakage(
     allow: bool = False,
     states: Sequence[Path] = (),
     patients: Sequence[str] | None = None,
+    tested: Sequence[bool] | None = None,
 ) -> str:
     """Look for images of an evaluation in the data that its encoder was pretrained on.
 
@@ -44,12 +45,14 @@ def check_leakage(
         allow: go on where some are found.
         states: private folders of the dataset's builds, see `find_leakage`.
         patients: of each file, where they are known.
+        tested: which files are in the test part, None for all. Only these are refused: an encoder may be
+            pretrained on the training part, without its labels.
 
     Returns:
         What was found, a sentence for the result; it begins with "not checked" where nothing is known.
 
     Raises:
-        DataError: some were found, and `allow` is not set.
+        DataError: some of the test part were found, and `allow` is not set.
     """
     run = Path(encoder)
     if not (run / CONFIG).is_file():
@@ -59,9 +62,15 @@ def check_leakage(
     except FrepaError as error:
         return f"{NOT_CHECKED}: the dataset of the run cannot be searched ({error})"
     summary = report.summary() + _before(run)
-    if report.found and not allow:
-        raise leakage_error(summary, images, report.found[0].describe())
-    return f"{summary}; allowed by --allow-leakage" if report.found else summary
+    if not report.found:
+        return summary
+    is_tested = [True] * len(files) if tested is None else tested
+    in_test = {file_name(path, images) for path, is_test in zip(files, is_tested, strict=True) if is_test}
+    leaks = [leak for leak in report.found if leak.file in in_test]
+    summary = f"{summary}; of the test part {len({leak.file for leak in leaks})} of {len(in_test)} files"
+    if leaks and not allow:
+        raise leakage_error(summary, images, leaks[0].describe())
+    return f"{summary}, allowed by --allow-leakage" if leaks else summary
 
 
 def search_run(

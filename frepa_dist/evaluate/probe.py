@@ -132,7 +132,13 @@ def run_probe(
     groups = None if labeled.patients is None else np.unique(labeled.patients, return_inverse=True)[1]
     is_test = _split(labeled, y, groups, seed, where=labels or images)
     leakage = check_leakage(
-        encoder, labeled.paths, images=images, allow=allow_leakage, states=states, patients=labeled.patients
+        encoder,
+        labeled.paths,
+        images=images,
+        allow=allow_leakage,
+        states=states,
+        patients=labeled.patients,
+        tested=is_test.tolist(),
     )
     loaded = load_encoder(encoder, device)
     x = extract_features(loaded, labeled.paths, batch_size=batch_size)

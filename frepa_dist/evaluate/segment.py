@@ -147,7 +147,12 @@ def run_segment(
     training = training or SegmentTraining()
     pairs = read_masked(images, table, columns, seed=training.seed)
     leakage = check_leakage(
-        encoder, [pair.image for pair in pairs], images=images, allow=allow_leakage, states=states
+        encoder,
+        [pair.image for pair in pairs],
+        images=images,
+        allow=allow_leakage,
+        states=states,
+        tested=[pair.is_test for pair in pairs],
     )
     loaded = load_encoder(encoder, device)
     head = train_decoder(loaded, [pair for pair in pairs if not pair.is_test], training)

@@ -93,7 +93,7 @@ def find_leakage(
     hits, near = _search_indices(store, found, shards, excluded, evaluated, patients or {}, known)
     rows = _choose(near, most_near)
     matches = _compare(store, found, rows, evaluated, jobs)
-    names = [_name(path, images) for path in files]
+    names = [file_name(path, images) for path in files]
     num_near = sum(map(len, near.values()))
     num_compared = sum(map(len, rows.values()))
     return LeakageReport(
@@ -277,5 +277,6 @@ def _not_checked(
     return found
 
 
-def _name(path: Path, images: Path | str) -> str:
+def file_name(path: Path, images: Path | str) -> str:
+    """What a report calls a file: relative to the folder of images where it lies in it."""
     return str(path.relative_to(images)) if images and path.is_relative_to(images) else str(path)

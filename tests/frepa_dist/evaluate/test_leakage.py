@@ -30,6 +30,13 @@ def labeled(small_dataset, tmp_path_factory):
             coarse = Image.fromarray(rng.integers(0, 255, (9, 9, 3), dtype=np.uint8))
             coarse.resize((90, 72)).save(folder / label / f"{number}.png")
     Image.fromarray(seen).save(folder / "a" / "2.png")
+    for name, split in (("tested", "test"), ("learned", "train")):
+        rows = [
+            f"{path.relative_to(folder)},{path.parent.name},{'test' if path.stem == '3' else 'train'}"
+            for path in files_of(folder)
+        ]
+        rows = [row.replace("train", split) if row.startswith("a/2") else row for row in rows]
+        (folder / f"{name}.csv").write_text("\n".join(["filename,label,split", *rows, ""]))
     return folder
 
 
@@ -38,16 +45,25 @@ def files_of(folder):
 
 
 def test_a_probe_is_refused_unless_leakage_is_allowed(run_dir, labeled, tmp_path):
-    refused = frepa("evaluate", "probe", run_dir, labeled)
+    refused = frepa("evaluate", "probe", run_dir, labeled, "--labels", labeled / "tested.csv")
     assert refused.returncode == 3
     assert "1 of 8 files found" in refused.stderr
     assert "a/2.png" in refused.stderr
     assert "AUROC" not in refused.stdout
     out = tmp_path / "probe.json"
-    allowed = frepa("evaluate", "probe", run_dir, labeled, "--allow-leakage", "--out", out)
+    table = ("--labels", labeled / "tested.csv")
+    allowed = frepa("evaluate", "probe", run_dir, labeled, *table, "--allow-leakage", "--out", out)
     assert allowed.returncode == 0, allowed.stderr
     assert "same pixels 1" in json.loads(out.read_text())["leakage"]
-    assert "allowed by --allow-leakage" in allowed.stdout
+    assert "of the test part 1 of 3 files, allowed by --allow-leakage" in allowed.stdout
+
+
+def test_an_image_of_the_training_part_is_said_and_not_refused(run_dir, labeled):
+    ended = frepa("evaluate", "probe", run_dir, labeled, "--labels", labeled / "learned.csv")
+    assert ended.returncode == 0, ended.stderr
+    assert "same pixels 1" in ended.stdout
+    assert "of the test part 0 of 2 files" in ended.stdout
+    assert "allowed" not in ended.stdout
 
 
 def test_other_images_pass_and_are_searched_once(run_dir, labeled, tmp_path, monkeypatch):
