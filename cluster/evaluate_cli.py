@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cluster.leakage_cli import leakage_options
 from cluster.options import FOLDER, F
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def evaluate_reconstruct(
 @click.option(
     "--seed", default=0, show_default=True, help="Of the split, the tiles, the start and the bootstrap."
 )
+@leakage_options
 def evaluate_segment(
     encoder: str,
     images: Path,
@@ -109,6 +111,8 @@ def evaluate_segment(
     out: Path | None,
     page: Path | None,
     seed: int,
+    allow_leakage: bool,
+    states: tuple[Path, ...],
 ) -> None:
     """Segmentation: a light decoder on the frozen encoder; Dice, clDice and more on whole images.
 
@@ -127,6 +131,8 @@ def evaluate_segment(
         columns=Columns(mask_column, fov_column, second_column),
         training=validate(DenseTraining, apply_overrides({"seed": seed}, train), where="--train"),
         gallery=gallery,
+        allow_leakage=allow_leakage,
+        states=states,
     )
     write_result(result.as_json(), out)
     click.echo(result.describe())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cluster.evaluate_cli import write_result
+from cluster.leakage_cli import leakage_options
 from cluster.options import FOLDER
 
 if TYPE_CHECKING:
@@ -79,9 +80,10 @@ out_option = click.option("--out", type=FOLDER, help="JSON file for the result."
 @click.option("--head", type=HEADS, default="logistic", show_default=True, help="What stands on the encoder.")
 @training_option
 @extraction_options
+@leakage_options
 @out_option
 def evaluate_probe(encoder: str, out: Path | None, **options: Any) -> None:
-    r"""Tell the classes of labeled images: AUROC and more, with bootstrap intervals.
+    """Tell the classes of labeled images: AUROC and more, with bootstrap intervals.
 
     IMAGES is a folder of files, or a dataset of shards that was built with labels. The heads:
 

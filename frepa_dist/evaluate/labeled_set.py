@@ -30,6 +30,7 @@ class LabeledSet:
         num_left_out: pictures without a label, or of classes that were not asked for.
         label_column: what the labels are called, None for a folder per class.
         where: what to name in errors.
+        patients: names of the groups, (n,), as the table has them.
     """
 
     pictures: Pictures
@@ -40,6 +41,7 @@ class LabeledSet:
     num_left_out: int
     label_column: str | None
     where: str
+    patients: list[str] | None = None
 
     @property
     def labels(self) -> list[str]:
@@ -104,7 +106,8 @@ def _assemble(
     numbers = {name: k for k, name in enumerate(classes)}
     groups = None if found.patients is None else np.unique(found.patients, return_inverse=True)[1]
     y = np.array([numbers[label] for label in found.labels], np.int64)
-    return LabeledSet(pictures, classes, y, groups, found.splits, found.num_left_out, column, where)
+    left_out, patients = found.num_left_out, found.patients
+    return LabeledSet(pictures, classes, y, groups, found.splits, left_out, column, where, patients)
 
 
 def _from_shards(

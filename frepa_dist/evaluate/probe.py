@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,8 @@ from frepa_dist.evaluate.encoder import Encoder
 from frepa_dist.evaluate.extract import Extraction, extract, refuse_launcher
 from frepa_dist.evaluate.features import load_encoder
 from frepa_dist.evaluate.finetune import FineTuning, finetune, predict
+from frepa_dist.evaluate.leakage import NOT_CHECKED, check_leakage
+from frepa_dist.evaluate.pictures import FilePictures
 from frepa_dist.evaluate.probe_result import ProbeResult, Transfer, estimate, image_scores
 from frepa_dist.evaluate.scores import Float64
 from frepa_dist.evaluate.task import Parts, ProbeTask, read_parts
@@ -56,6 +59,8 @@ def run_probe(
     head: Head = "logistic",
     train: Sequence[str] = (),
     extraction: Extraction | None = None,
+    allow_leakage: bool = False,
+    states: Sequence[Path] = (),
 ) -> ProbeResult:
     """Probe an encoder on labeled images.
 
@@ -65,6 +70,8 @@ def run_probe(
         head: what stands on the encoder.
         train: overrides of the training of `linear` (`LinearTraining`) or `finetune` (`FineTuning`).
         extraction: how features are computed; of `finetune` the device and the batch of the test part.
+        allow_leakage: go on where test images were in the run's pretraining data; the result says so.
+        states: private folders of the builds of those data, see `leakage.check_leakage`.
 
     Raises:
         FrepaError: what is wrong with encoder, images or labels.
@@ -74,12 +81,35 @@ def run_probe(
     tuning = _fine_tuning(train, task.seed) if head == "finetune" else None
     training = None if head == "finetune" else linear_training(head, train, task.seed)
     parts = read_parts(task)
+    leakage = find_leaks(encoder, parts, allow_leakage, states)
     loaded = load_encoder(encoder, extraction.device)
     if tuning is not None:
-        return probe_result(loaded.name, task, parts, judge_finetuned(loaded, parts, tuning, extraction))
-    assert head != "finetune"
-    x, test_x = extract_parts(encoder, loaded, parts, extraction)
-    return probe_result(loaded.name, task, parts, judge_features(head, x, test_x, parts, task.seed, training))
+        judged = judge_finetuned(loaded, parts, tuning, extraction)
+    else:
+        assert head != "finetune"
+        x, test_x = extract_parts(encoder, loaded, parts, extraction)
+        judged = judge_features(head, x, test_x, parts, task.seed, training)
+    return probe_result(loaded.name, task, parts, judged).model_copy(update={"leakage": leakage})
+
+
+def find_leaks(encoder: str, parts: Parts, allow: bool, states: Sequence[Path]) -> str:
+    """Say whether pictures of the test part were in the pretraining data of a run.
+
+    Raises:
+        DataError: some were, and that is not allowed.
+    """
+    pictures = parts.test.pictures
+    if not isinstance(pictures, FilePictures):
+        return f"{NOT_CHECKED}: the images come from a dataset of shards"
+    return check_leakage(
+        encoder,
+        [pictures.folder / name for name in pictures.names],
+        images=pictures.folder,
+        allow=allow,
+        states=states,
+        patients=parts.test.patients,
+        tested=parts.is_test.tolist(),
+    )
 
 
 def linear_training(head: Classifier, overrides: Sequence[str], seed: int) -> LinearTraining | None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from frepa_dist.evaluate.labeled_set import LabeledSet
+from frepa_dist.evaluate.leakage import NOT_CHECKED
 from frepa_dist.evaluate.scores import Bool, Float64, Int64, bootstrap_intervals, measures
 from shards.support.settings import Settings
 
@@ -84,6 +85,7 @@ class ProbeResult(Settings):
         seed: of the split, the folds and the bootstrap.
         smoke_test: the labels mean nothing medical; only that the probe ran is to be seen.
         test: the scores of each test image.
+        leakage: whether test images were in the pretraining data, in words.
     """
 
     encoder: str
@@ -108,6 +110,7 @@ class ProbeResult(Settings):
     seed: int
     smoke_test: bool
     test: ImageScores
+    leakage: str = NOT_CHECKED
 
     @property
     def auroc(self) -> Estimate:
@@ -130,6 +133,7 @@ class ProbeResult(Settings):
         lines = [f"{head}; 95% intervals over {self.resampled}{mean}"]
         lines += [f"{SHOWN[name]:18} {found.describe()}" for name, found in self.measures.items()]
         lines.append(f"classes (train + test): {classes}; {judged}; {self.num_left_out} left out")
+        lines.append(f"leakage: {self.leakage}")
         if self.smoke_test:
             lines.append("a smoke test: these labels compare no methods")
         return "\n".join(lines)

@@ -241,6 +241,9 @@ def add_probes(page: Page, probes: Sequence[ProbeResult]) -> None:
             for probe in probes
         ],
     )
+    for probe in probes:
+        found = f"Leakage, {probe.encoder}: {probe.leakage}."
+        (page.note if "allowed" in probe.leakage else page.text)(found)
 
 
 def _describe_classes(probe: ProbeResult) -> str:

@@ -38,6 +38,7 @@ from frepa_dist.evaluate.image_measures import (
     values_by_image,
     worst_middle_best,
 )
+from frepa_dist.evaluate.leakage import NOT_CHECKED, check_leakage
 from frepa_dist.evaluate.masks import mask_measures
 from frepa_dist.evaluate.overlays import Gallery, fit_picture, overlay_masks, to_picture
 from frepa_dist.evaluate.pairs import (
@@ -74,6 +75,7 @@ class SegmentResult(Settings):
         num_train: training images.
         num_parameters: of the decoder.
         training: how.
+        leakage: whether images were in the pretraining data, in words.
     """
 
     encoder: str
@@ -87,6 +89,7 @@ class SegmentResult(Settings):
     num_train: int
     num_parameters: int
     training: DenseTraining
+    leakage: str = NOT_CHECKED
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for a file."""
@@ -98,6 +101,7 @@ class SegmentResult(Settings):
         for name, mean in self.mean.items():
             human = f"  second observer {self.observer[name]:.3f}" if name in self.observer else ""
             lines.append(f"{name:<12} {mean:.3f}  [{self.low[name]:.3f}, {self.high[name]:.3f}]{human}")
+        lines.append(f"leakage: {self.leakage}")
         return "\n".join(lines)
 
 
@@ -123,6 +127,8 @@ def run_segment(
     num_resamples: int = 1000,
     device: str | None = None,
     gallery: Gallery | None = None,
+    allow_leakage: bool = False,
+    states: Sequence[Path] = (),
 ) -> SegmentResult:
     """Train a decoder on a frozen encoder, and judge it on images it has not seen.
 
@@ -135,12 +141,22 @@ def run_segment(
         num_resamples: of the bootstrap.
         device: where it runs, None takes a GPU if there is one.
         gallery: where pictures of the best, the median and the worst test image (by Dice) are put.
+        allow_leakage: go on where images were in the run's pretraining data; the result says so.
+        states: private folders of the builds of those data, see `leakage.check_leakage`.
 
     Raises:
         FrepaError: what is wrong with encoder, images or masks.
     """
     training = training or DenseTraining()
     pairs = read_masked(images, table, columns, seed=training.seed)
+    leakage = check_leakage(
+        encoder,
+        [pair.image for pair in pairs],
+        images=images,
+        allow=allow_leakage,
+        states=states,
+        tested=[pair.is_test for pair in pairs],
+    )
     loaded = load_encoder(encoder, device)
     head = train_decoder(loaded, [pair for pair in pairs if not pair.is_test], training)
     tests = [pair for pair in pairs if pair.is_test]
@@ -170,6 +186,7 @@ def run_segment(
         num_train=len(pairs) - len(tests),
         num_parameters=sum(parameter.numel() for parameter in head.parameters()),
         training=training,
+        leakage=leakage,
     )
 
 
