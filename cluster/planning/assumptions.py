@@ -1,7 +1,7 @@
 """What a plan takes for granted: each number that is neither counted nor in the config, with its basis.
 
-A basis begins with `measured`, `published`, `design` (of this program) or `guess`. Whatever is given on the
-command line replaces its default, and is listed as given.
+A basis begins with `measured`, `published`, `computed`, `design` (of this program) or `guess`. What is given
+on the command line replaces its default, and is listed as given.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from cluster.planning.estimate import Estimate
 from cluster.planning.memory import STAGES
 from cluster.planning.plan import Plan
 from cluster.planning.prices import HOUR
-from cluster.planning.text import GIB, amount, describe_layout, describe_money, duration
+from cluster.planning.text import GIB, amount, describe_layout, describe_money, duration, plain
 from shards.support.page import Page
 
 NOT_MEASURED = (
@@ -201,13 +201,7 @@ def add_assumptions(page: Page, listed: Sequence[Assumption], notes: Sequence[st
     page.heading("Assumptions")
     page.table(
         ["name", "value", "what it is", "basis"],
-        [[item.name, _value(item.value), item.meaning, item.basis] for item in listed],
+        [[item.name, plain(item.value), item.meaning, item.basis] for item in listed],
     )
     for note in notes:
         page.text(note)
-
-
-def _value(value: object) -> str:
-    if value is None or (isinstance(value, float) and math.isinf(value)):
-        return "none"
-    return f"{value:,.6g}" if isinstance(value, float | int) else str(value)

@@ -103,7 +103,7 @@ def assumed_dataset(num_images: int, bytes_per_image: float, shard_bytes: float)
     if num_images % per_shard:
         counts.append(num_images % per_shard)
     sizes = [round(count * bytes_per_image) for count in counts]
-    return Dataset(counts, sizes, (), {}, False, "assumed: the dataset could not be opened")
+    return Dataset(counts, sizes, (), {}, False, "assumed: no dataset was opened")
 
 
 def touch_epoch(

@@ -32,6 +32,15 @@ def amount(num_bytes: float) -> str:
     return f"{num_bytes:.0f} bytes"
 
 
+def plain(value: object) -> str:
+    """The value of an assumption."""
+    if value is None:
+        return "none"
+    if isinstance(value, float | int):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.6g}"
+    return str(value)
+
+
 def describe_layout(found: Estimate) -> str:
     """A layout in a few words."""
     layout = found.layout
@@ -199,13 +208,6 @@ def assumption_lines(listed: Sequence[Assumption], notes: Sequence[str]) -> Iter
     """What was assumed, a line each."""
     yield "Assumptions (--assume KEY=VALUE changes one)"
     for item in listed:
-        value = (
-            "none"
-            if item.value is None
-            else f"{item.value:,.6g}"
-            if isinstance(item.value, float | int)
-            else item.value
-        )
-        yield f"  {item.name} = {value}: {item.meaning} [{item.basis}]"
+        yield f"  {item.name} = {plain(item.value)}: {item.meaning} [{item.basis}]"
     for note in notes:
         yield f"  {note}"

@@ -82,7 +82,7 @@ def progress_line(sweep: SweepConfig, trials: Sequence[TrialRecord]) -> str:
     counts = ", ".join(f"{number} {name}" for name, number in states.items() if number)
     best = find_best(sweep, trials)
     reports = sum(len(trial.reports) for trial in trials)
-    known = "" if best is None else f"; best {sweep.metric.kind} {cell(best.value)} of {best.name}"
+    known = "" if best is None else f"; best {best.describe(sweep.metric.kind)}"
     return f"sweep: {counts or 'no trials'}, {reports} reports{known}"
 
 

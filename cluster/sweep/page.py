@@ -74,10 +74,8 @@ def add_results(page: Page, sweep: SweepConfig, trials: Sequence[TrialRecord]) -
         page.text("Mean and standard deviation over seeds, of trials that came to their end.")
     page.heading("Trials")
     if best is not None:
-        told = ", ".join(f"{key} {cell(value)}" for key, value in best.values.items())
-        page.text(
-            f"Best: {best.name}, {sweep.metric.kind} {cell(best.value)} ({told}); its config is best.yaml."
-        )
+        told = ", ".join(f"{key} {cell(value)}" for key, value in best.trial.values.items())
+        page.text(f"Best: {best.describe(sweep.metric.kind)}: {told}; its config is best.yaml.")
     if not settings:
         page.note(SEEDS_NOTE)
     add_table(page, trial_rows(sweep, trials))
@@ -199,7 +197,7 @@ def draw_curves(sweep: SweepConfig, trials: Sequence[TrialRecord]) -> Figure:
     figure, axes = new_figure(7, 4)
     best = find_best(sweep, trials)
     for trial in trials:
-        is_best = best is not None and trial.trial == best.trial
+        is_best = best is not None and trial.trial == best.trial.trial
         axes.plot(
             [report.step for report in trial.reports],
             [report.value for report in trial.reports],

@@ -19,6 +19,7 @@ from cluster.sweep.trial import NAME_KEY, PARENT_KEY, split_settings
 from frepa_dist.runs import EVENTS, read_json_lines
 
 KEPT_STATES = 2
+ERRORS = "error.txt"  # Ray's, of a trial
 PATTERNS = (
     "experiment_state-*.json",
     "basic-variant-state-*.json",
@@ -103,8 +104,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         common = {"name": name, "final": final}
         if told and self._write("failure", trial, **common, cause=told[-1]["cause"], at=len(told)):
             return
-        cause = "its Ray actor, or the node that it was on, died"
-        self._write("failure", trial, **common, cause=cause, at=None)
+        self._write("failure", trial, **common, cause=describe_death(trial), at=None)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """See Ray's: all that has happened is in its state, if it has just saved it."""
@@ -134,6 +134,14 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         partial.rename(partial.with_name(f"{number:08d}"))
         for old in list_states(self._root)[:-KEPT_STATES]:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def describe_death(trial: Any) -> str:
+    """What Ray knows of the end of a trial that could not say anything itself."""
+    path = Path(trial.local_path or "") / ERRORS
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f"its Ray actor, or the node that it was on, died{': ' if last else ''}{last[:300]}"
 
 
 def list_states(root: Path) -> list[Path]:

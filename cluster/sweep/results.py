@@ -10,7 +10,7 @@ from cluster.sweep.journal import TrialRecord
 from cluster.sweep.layout import Layout
 from cluster.sweep.page import build_page
 from cluster.sweep.points import resolve
-from cluster.sweep.table import find_best, setting_rows, to_csv, to_text, trial_rows
+from cluster.sweep.table import Best, find_best, setting_rows, to_csv, to_text, trial_rows
 from frepa_dist.runs import CONFIG, load_run_config
 from shards.stores.atomic import replace_text
 from shards.support.settings import dump_yaml
@@ -30,24 +30,24 @@ def write_results(sweep: SweepConfig, trials: Sequence[TrialRecord]) -> str:
     best = find_best(sweep, trials)
     if best is not None:
         replace_text(root / BEST, best_config(sweep, best))
-        lines.append(f"best    {root / BEST}: {sweep.metric.kind} {best.value:.4g} ({best.name})")
+        lines.append(f"best    {root / BEST}: {best.describe(sweep.metric.kind)}")
     if rows:
         build_page(sweep, trials, root / PAGE)
         lines.append(f"report  {root / PAGE}")
     return "\n\n".join([*lines[:-2], "\n".join(lines[-2:])]) if lines else "no trial has begun"
 
 
-def best_config(sweep: SweepConfig, best: TrialRecord) -> str:
+def best_config(sweep: SweepConfig, best: Best) -> str:
     """A run config as the best trial's, for a run of its own beside the trials."""
-    config = resolve(sweep, best.values, sweep.output / "best")
-    trained = Layout(sweep.output).run(best.name)
+    config = resolve(sweep, best.trial.values, sweep.output / "best")
+    trained = Layout(sweep.output).run(best.trial.name)
     if (trained / CONFIG).is_file():  # on the very data that the trials had
         stored = load_run_config(trained).data
         data = config.data.model_copy(update={"root": stored.root, "snapshot": stored.snapshot})
         config = config.model_copy(update={"data": data})
-    told = ", ".join(f"{key} {value}" for key, value in best.values.items())
+    told = ", ".join(f"{key} {value}" for key, value in best.trial.values.items())
     head = (
-        f"# The best of a sweep: {sweep.metric.kind} {best.value:.6g} after step {best.reports[-1].step}\n"
+        f"# The best of a sweep: {best.describe(sweep.metric.kind)}, step {best.trial.reports[-1].step}\n"
         f"# {told}\n"
     )
     return head + dump_yaml(config.model_dump(mode="json"))

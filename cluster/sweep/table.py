@@ -7,7 +7,7 @@ import io
 import json
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from cluster.sweep.config import SweepConfig
 from cluster.sweep.journal import TrialRecord
@@ -74,11 +74,30 @@ def setting_rows(sweep: SweepConfig, trials: Sequence[TrialRecord]) -> list[Row]
     return sorted(rows, key=lambda row: sign * row[f"mean {sweep.metric.kind}"])
 
 
-def find_best(sweep: SweepConfig, trials: Sequence[TrialRecord]) -> TrialRecord | None:
-    """The trial whose settings are the best; None while nothing was measured.
+class Best(NamedTuple):
+    """What won.
+
+    Attributes:
+        trial: the first of those with the best settings.
+        value: of the metric: where seeds were swept, the mean over them.
+        seeds: how many trials that is.
+    """
+
+    trial: TrialRecord
+    value: float
+    seeds: int
+
+    def describe(self, kind: str) -> str:
+        """In a few words."""
+        mean = f"mean of {self.seeds} seeds, from " if self.seeds > 1 else ""
+        return f"{kind} {cell(self.value)} ({mean}{self.trial.name})"
+
+
+def find_best(sweep: SweepConfig, trials: Sequence[TrialRecord]) -> Best | None:
+    """The best settings; None while nothing was measured.
 
     Trials that came to their end go before those that were stopped. Where seeds were swept, the setting with
-    the best mean over the most seeds counts, not the luckiest seed; the trial is its first.
+    the best mean over the most seeds counts, not the luckiest seed.
     """
     done = [trial for trial in trials if trial.state == "done" and trial.value is not None]
     known = done or [trial for trial in trials if trial.value is not None]
@@ -89,9 +108,12 @@ def find_best(sweep: SweepConfig, trials: Sequence[TrialRecord]) -> TrialRecord 
     for trial in known:
         groups.setdefault(group_key(sweep, trial) if SEED in sweep.space else trial.trial, []).append(trial)
     most = max(len(group) for group in groups.values())
-    full = [group for group in groups.values() if len(group) == most]
-    best = max(full, key=lambda group: sign * statistics.fmean(trial.value or 0.0 for trial in group))
-    return best[0]
+    found = [
+        Best(group[0], statistics.fmean(trial.value or 0.0 for trial in group), len(group))
+        for group in groups.values()
+        if len(group) == most
+    ]
+    return max(found, key=lambda best: sign * best.value)
 
 
 def count_states(trials: Sequence[TrialRecord], planned: int) -> dict[str, int]:

@@ -195,10 +195,10 @@ def run_server(program: str, folder: Path) -> Iterator[S3Server]:
 
 
 def _free_ports(number: int) -> list[int]:
-    """Find ports below those that the system hands out, and may hand out before the server starts."""
+    """Find ports below those that the system, and the tests of ranks, hand out before the server starts."""
     found: list[int] = []
     while len(found) < number:
-        port = random.randrange(10_000, 32_000)
+        port = random.randrange(10_000, 20_000)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             found += [port] if port not in found else []

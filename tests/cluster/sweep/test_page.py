@@ -71,7 +71,7 @@ def test_progress_is_a_line_and_a_table():
         report(1, 1, 0.4, stopped=True),
     ]
     line = progress_line(make_sweep(), digest(entries))
-    assert line == "sweep: 2 waiting, 1 running, 1 stopped, 2 reports; best high_band 0.4 of 001"
+    assert line == "sweep: 2 waiting, 1 running, 1 stopped, 2 reports; best high_band 0.4 (001)"
     table = progress_table(make_sweep(), digest(entries), 3)
     assert table.row_count == 2
     assert progress_table(make_sweep(), [], 3).row_count == 0

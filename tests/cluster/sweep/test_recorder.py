@@ -17,6 +17,7 @@ def ray_trial(root, number=0):
         trial_id=f"trial_{number:05d}",
         config={"name": f"{number:03d}", "sweep": str(root), "a.b": 1},
         local_experiment_path=str(root / "staging"),
+        local_path=str(root / "staging" / f"{number}"),
     )
 
 
@@ -73,12 +74,17 @@ def test_a_failure_is_told_once_with_its_cause_and_the_death_of_an_actor_as_such
     append_event(run, "trial_failed", cause="rank 0: no more memory")
     recorder.on_trial_recover(0, [], trial)
     recorder.on_trial_recover(0, [], trial)  # nobody wrote down why
+    error = tmp_path / "staging" / "0" / "error.txt"
+    error.parent.mkdir(parents=True)
+    error.write_text("Traceback\nImportError: no module named frepa\n\n")
+    recorder.on_trial_recover(0, [], trial)  # but for Ray
     append_event(run, "trial_failed", cause="rank 1: no more memory")
     recorder.on_trial_error(0, [], trial)
     (record,) = read_journal(Layout(tmp_path).journal)
     assert record.failures == [
         "rank 0: no more memory",
         "its Ray actor, or the node that it was on, died",
+        "its Ray actor, or the node that it was on, died: ImportError: no module named frepa",
         "rank 1: no more memory",
     ]
     assert record.state == "failed"

@@ -76,7 +76,7 @@ def test_the_second_observer_of_drive_is_as_good_as_published(real_data):
     rows = []
     for pair in read_masked(folder, folder / "labels.csv"):
         if pair.is_test:
-            shape = load_image(pair, None).shape[1:]
+            shape = load_image(pair.image, None).shape[1:]
             truth, where = load_mask(pair.mask, shape), load_mask(pair.where, shape)
             rows.append(mask_measures(load_mask(pair.second, shape).astype(float), truth, where))
     assert len(rows) == 20

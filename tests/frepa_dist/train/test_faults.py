@@ -194,24 +194,30 @@ def test_faults_at_random_under_supervision(uninterrupted, dataset, tmp_path):
         assert_same_checkpoint(find_checkpoint(run), find_checkpoint(whole))
 
 
-def shared_memory() -> set[Path]:
-    return set(Path("/dev/shm").glob("deepspeed_*"))  # noqa: S108
+def shared_memory(port: str) -> list[Path]:
+    """What the ranks that meet on a port hold; others on this machine have files of their own."""
+    return list(Path("/dev/shm").glob(f"deepspeed_*_{port}_*"))  # noqa: S108
 
 
 def test_a_stopped_command_leaves_no_rank_and_no_memory_behind(dataset, tmp_path):
-    before = shared_memory()
     run = tmp_path / "run"
     parts = arguments(dataset, run, **{"train.micro_batch_size": 8, "train.steps": 10000})
     with quiet_start([sys.executable, "-m", "cluster.cli", *parts, "--num-ranks", "1"]) as process:
         wait_for_step(process, run, 1)
         family = psutil.Process(process.pid).children(recursive=True)
         assert len(family) >= 2
-        assert shared_memory() > before  # while it trains: what is looked for is there
+        (port,) = {
+            part.removeprefix("--master_port=")
+            for member in family
+            for part in member.cmdline()
+            if part.startswith("--master_port=")
+        }
+        assert shared_memory(port)  # while it trains: what is looked for is there
         process.terminate()
         assert process.wait(timeout=60) == 75
         _, alive = psutil.wait_procs(family, timeout=40)
     assert not alive
-    assert shared_memory() <= before
+    assert not shared_memory(port)
     said = json.loads((run / "outcome.json").read_text())
     assert said["outcome"] == "requeue"
     assert find_checkpoint(run).name == f"step-{said['step']:08d}"

@@ -72,7 +72,7 @@ def test_a_run_with_all_terms_exports_the_whole_table(small_dataset, s3, tmp_pat
     networks = {"image_discriminator", "embedding_discriminator"}
     assert {key[1] for key in found if key[0] == "frepa_train_discriminator_accuracy"} == networks
     assert {key[1] for key in found if key[0] == "frepa_train_gradient_norm"} == {"student", *networks}
-    assert 0 < found["frepa_train_hf_share",] < 10
+    assert found["frepa_train_hf_share",] > 0, "of a student that has learned nothing yet, it may be large"
 
     assert found["frepa_train_step",] == found["frepa_train_planned_steps",] == STEPS
     assert found["frepa_train_samples_total",] == STEPS * BATCH
