@@ -9,28 +9,35 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
+import google_crc32c
 import numpy as np
+import pyarrow as pa
 
 from shards.audit.evaluated import EvaluatedTask, Reading, read_evaluated
 from shards.audit.hamming import NearHashes
-from shards.audit.leakage_index import NEAR_BITS
+from shards.audit.leakage_index import NEAR_BITS, Wanted, scan_index
 from shards.audit.patterns import SAME, cut_frames, find_matches, make_patterns
 from shards.builder.canonical import dhash64, resize_to_canonical
+from shards.dataset import encode_table
 from shards.formats.common import ReadOptions
 from shards.formats.intensity import IntensityRule
 from shards.formats.pictures import decode_image
+from shards.schema import INDEX_SCHEMA, ShardInfo, index_path
+from shards.stores.store import LocalStore
 
 HASHES_PER_IMAGE = 28  # frames and mirrors
 SHARES = (0.57, 0.37, 0.034, 0.005, 0.007, 0.009, 0.005)  # of Frepa's modalities; the next to last is fundus
 FUNDUS = 5
 BASES, FLIPPED = 1000, 8  # a modality's images are so many looks, with so many bits changed
 BLOCK = 1 << 20
+SHARD = 2500  # samples
 SETS = ("odir5k", "drive", "chasedb1", "hrf")
 
 
@@ -62,6 +69,43 @@ def bench_search(num_rows: int, num_images: int) -> None:
         done += num
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{num_rows / 1e6:.1f} M hashes: {spent:.0f} CPU s, {found / num_rows:.2%} near, {memory:.2f} GiB")
+
+
+def bench_index(num_images: int) -> None:
+    """CPU time of looking through one index but for its hashes: reading it, bytes, pixels, patients."""
+    rng = np.random.default_rng(1)
+    numbers = {field.name: np.arange(SHARD) for field in INDEX_SCHEMA if pa.types.is_integer(field.type)}
+    texts = {name: [rng.bytes(8).hex() for _ in range(SHARD)] for name in ("key", "patient")}
+    texts |= {"pixel_hash": [rng.bytes(16).hex() for _ in range(SHARD)], "labels": ["{}"] * SHARD}
+    others = {name: ["png"] * SHARD for name in ("image_ext", "dtype", "volume")}
+    hashes = rng.integers(2**64, size=SHARD, dtype=np.uint64)
+    columns = {**numbers, **texts, **others, "dhash64": hashes}
+    columns = {field.name: pa.array(columns[field.name], field.type) for field in INDEX_SCHEMA}
+    data = encode_table(pa.table(columns, schema=INDEX_SCHEMA))
+    shard = ShardInfo(
+        path="fundus/bench-000000.tar",
+        modality="fundus",
+        source="bench",
+        num_samples=SHARD,
+        num_bytes=1,
+        crc32c=0,
+        index_crc32c=google_crc32c.value(data),
+    )
+    wanted = Wanted(
+        pixels={rng.bytes(16).hex(): [i] for i in range(num_images)},
+        jpegs={i << 32: [i] for i in range(num_images)},
+        objects={},
+        patients={rng.bytes(8).hex(): [i] for i in range(num_images)},
+        near=NearHashes(np.zeros(0, np.uint64), NEAR_BITS),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        store = LocalStore(Path(folder))
+        store.write(index_path(shard.path), data)
+        start = time.process_time()
+        for _ in range(5):
+            scan_index(store, shard, np.zeros(0, np.int64), wanted)
+        spent = (time.process_time() - start) / 5 / SHARD
+    print(f"the rest of an index: {1e6 * spent:.1f} CPU us a sample, {17e6 * spent:.0f} CPU s for 17 M")
 
 
 def changes() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
@@ -141,7 +185,8 @@ def bench_real(folder: Path, num: int) -> None:
     for match in sorted(pairs, key=lambda match: -match.correlation)[:10]:
         print(f"  {match.correlation:.3f} {files[match.stored].name} {files[match.given].name} {match.how}")
     own = [np.array(sorted(image.dhashes), np.uint64) for image in images]
-    whole = np.array([dhash64(resize_to_canonical(decode_image(path.read_bytes()), 512)) for path in files])
+    stored = (resize_to_canonical(decode_image(path.read_bytes()), 512) for path in files)
+    whole = np.array([dhash64(pixels) for pixels in stored], np.uint64)
     alike = np.bitwise_count(whole[:, None] ^ whole[None]) <= NEAR_BITS
     print(f"different images with near hashes: {(alike.sum() - len(files)) / 2 / num_pairs:.1%} of the pairs")
     chosen = range(0, len(files), max(1, len(files) // 200))
@@ -151,13 +196,13 @@ def bench_real(folder: Path, num: int) -> None:
         for i in chosen:
             source = cv2.imread(str(files[i]), cv2.IMREAD_COLOR)
             copy = np.ascontiguousarray(change(source))
-            stored: Any = resize_to_canonical(
+            kept: Any = resize_to_canonical(
                 copy if copy.ndim == 2 else np.ascontiguousarray(copy[..., ::-1]), 512
             )
-            is_near = int(np.bitwise_count(own[i] ^ np.uint64(dhash64(stored))).min()) <= NEAR_BITS
-            fits = bool(find_matches(make_patterns(cut_frames(stored))[None], given[i : i + 1]))
+            is_near = int(np.bitwise_count(own[i] ^ np.uint64(dhash64(kept))).min()) <= NEAR_BITS
+            fits = bool(find_matches(make_patterns(cut_frames(kept))[None], given[i : i + 1]))
             original = resize_to_canonical(np.ascontiguousarray(source[..., ::-1]), 512)
-            same = stored.shape == original.shape and bool((stored == original).all())
+            same = kept.shape == original.shape and bool((kept == original).all())
             counts += (same, is_near, same or (is_near and fits))
         pixels, near, found = counts / len(chosen)
         print(f"{name:<30} {pixels:>7.2f} {near:>6.2f} {found:>6.2f}")
@@ -175,6 +220,7 @@ def main() -> None:
         bench_real(Path(os.environ["FREPA_TEST_DATA"]), arguments.num)
     else:
         bench_search(arguments.rows, arguments.images)
+        bench_index(arguments.images)
 
 
 if __name__ == "__main__":
