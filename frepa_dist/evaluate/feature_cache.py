@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from frepa_dist.evaluate.encoder import Encoder
-from shards.stores.atomic import replace_file, writing_to
+from shards.stores.atomic import TEMP_MARK, replace_file, writing_to
 from shards.support.errors import ConfigError
 from shards.support.settings import Settings
 
 FORMAT = 1  # counts up when features of the same name would be others: of a changed view, pooling or file
 SUFFIX = ".safetensors"
+LEFT_SECONDS = 86_400  # no one writes to a file for so long: its writer was killed
 Float32 = npt.NDArray[np.float32]
 
 
@@ -160,7 +162,7 @@ def _touch(path: Path) -> None:
 
 
 def prune_cache(folder: Path, max_bytes: int) -> tuple[int, int]:
-    """Delete the files that were read least recently until the rest fits.
+    """Delete the files that were read least recently until the rest fits, and what killed writers left.
 
     Args:
         folder: of the cache.
@@ -173,12 +175,15 @@ def prune_cache(folder: Path, max_bytes: int) -> tuple[int, int]:
         EnvironmentFault: they cannot be deleted.
     """
     known = []
-    for path in folder.glob(f"*/*{SUFFIX}"):
+    for path in folder.glob(f"*/*{SUFFIX}*"):
         try:
             stat = path.stat()
         except OSError:  # another process prunes too
             continue
-        known.append((stat.st_mtime_ns, stat.st_size, path))
+        if path.suffix == SUFFIX:
+            known.append((stat.st_mtime_ns, stat.st_size, path))
+        elif TEMP_MARK in path.name and time.time() - stat.st_mtime > LEFT_SECONDS:
+            path.unlink(missing_ok=True)
     left, deleted = sum(size for _, size, _ in known), 0
     for _, size, path in sorted(known):
         if left <= max_bytes:

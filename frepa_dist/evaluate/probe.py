@@ -80,6 +80,12 @@ def run_probe(
     extraction = extraction or Extraction()
     tuning = _fine_tuning(train, task.seed) if head == "finetune" else None
     training = None if head == "finetune" else linear_training(head, train, task.seed)
+    if tuning is not None and (extraction.cache is not None or extraction.num_ranks > 1):
+        raise ConfigError(
+            "an encoder that learns has no features to keep, and learns on one rank",
+            where="--head finetune",
+            fix="leave --cache and --num-ranks out",
+        )
     parts = read_parts(task)
     leakage = find_leaks(encoder, parts, allow_leakage, states)
     loaded = load_encoder(encoder, extraction.device)

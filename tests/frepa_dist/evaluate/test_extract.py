@@ -17,6 +17,7 @@ from frepa_dist.evaluate.feature_cache import FeatureCache, encoder_digest, prun
 from frepa_dist.evaluate.feature_files import run_features
 from frepa_dist.evaluate.features import load_encoder
 from frepa_dist.evaluate.pictures import FilePictures, open_pictures
+from shards.stores.atomic import TEMP_MARK
 from shards.support.errors import ConfigError, DataError, EnvironmentFault
 from tests.frepa_dist.evaluate.drawn import draw_labeled
 
@@ -146,7 +147,12 @@ def test_the_cache_is_bounded_and_what_was_read_last_stays(tmp_path):
     deleted, left = prune_cache(tmp_path, 9000)
     assert (deleted, cache.names()) == (1, {"first", "third"})
     assert left < 9000
+    young, old = (cache.folder / f"x.safetensors{TEMP_MARK}{pid}" for pid in (1, 2))
+    for path in (young, old):
+        path.write_bytes(b"half")
+    os.utime(old, (1000, 1000))
     assert prune_cache(tmp_path, 0) == (2, 0)
+    assert list(cache.folder.iterdir()) == [young]
     assert prune_cache(tmp_path / "none", 0) == (0, 0)
 
 

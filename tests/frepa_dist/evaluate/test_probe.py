@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn import metrics
 
 from frepa_dist.evaluate.extract import Extraction, extract
-from frepa_dist.evaluate.probe import run_probe
+from frepa_dist.evaluate.labeled_set import LabeledSet
+from frepa_dist.evaluate.pictures import FilePictures
+from frepa_dist.evaluate.probe import judge_features, run_probe
 from frepa_dist.evaluate.probe_result import ProbeResult
-from frepa_dist.evaluate.task import ProbeTask, read_parts
+from frepa_dist.evaluate.scores import macro_auroc
+from frepa_dist.evaluate.task import Parts, ProbeTask, read_parts
 from shards.builder.build import BuildConfig, build_dataset
 from shards.support.errors import ConfigError, DataError
 from tests.frepa_dist.evaluate.drawn import draw_labeled
@@ -137,6 +142,8 @@ def test_settings_of_a_head_that_has_none_are_refused(folder, small_encoder):
         run_probe(small_encoder, task(folder), train=["epochs=3"])
     with pytest.raises(ConfigError, match="unknown key 'epoch'"):
         run_probe(small_encoder, task(folder), head="linear", train=["epoch=3"])
+    with pytest.raises(ConfigError, match="no features to keep"):
+        run_probe(small_encoder, task(folder), head="finetune", extraction=Extraction(num_ranks=2))
 
 
 def test_an_unreadable_image_is_named(folder, tmp_path, small_encoder):
@@ -147,3 +154,20 @@ def test_an_unreadable_image_is_named(folder, tmp_path, small_encoder):
     (tmp_path / "b" / "3.png").write_bytes(b"nothing of the kind")
     with pytest.raises(DataError, match=r"b/3\.png"):
         run_probe(small_encoder, ProbeTask(images=str(tmp_path)))
+
+
+def test_a_head_that_saw_the_test_part_would_be_found_out():
+    """Labels mean nothing here, and a wide head could learn them by heart."""
+    found = []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        names = [f"{number}.png" for number in range(80)]
+        y = rng.permutation(np.arange(80) % 2)
+        data = LabeledSet(FilePictures(Path(), names), ["a", "b"], y, None, None, 0, None, "here")
+        is_test = np.arange(80) % 2 == 0
+        parts = Parts(data, ~is_test, data, is_test, "given")
+        x = rng.normal(size=(80, 200))
+        found.append(
+            macro_auroc(judge_features("logistic", x, x, parts, seed, silent=True).scores, y[is_test])
+        )
+    assert np.mean(found) == pytest.approx(0.5, abs=0.15)
