@@ -128,7 +128,7 @@ def evaluate_segment(
         encoder,
         images,
         masks,
-        columns=Columns(mask_column, fov_column, second_column),
+        columns=Columns(mask=mask_column, where=fov_column, second=second_column),
         training=validate(DenseTraining, apply_overrides({"seed": seed}, train), where="--train"),
         gallery=gallery,
         allow_leakage=allow_leakage,

@@ -111,6 +111,7 @@ def evaluate_probe(encoder: str, out: Path | None, **options: Any) -> None:
 @click.option("--shares", default="1,5,10,100", show_default=True, help="Of the training part, in %.")
 @click.option("--draws", "num_draws", default=5, show_default=True, help="Of each share.")
 @extraction_options
+@leakage_options
 @click.option("--page", type=FOLDER, help="HTML page with the curve.")
 @out_option
 def evaluate_label_curve(
@@ -137,6 +138,7 @@ def evaluate_label_curve(
 @permutations_option("num_permutations")
 @training_option
 @extraction_options
+@leakage_options
 @out_option
 def evaluate_tokens(encoder: str, out: Path | None, **options: Any) -> None:
     """A probe that sees a quarter of the tokens: HF, random or LF ones, against all of them.

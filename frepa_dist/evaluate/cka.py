@@ -148,11 +148,11 @@ class CkaConfig(Settings):
         seed: of the choice of images and of the random subsets.
     """
 
-    num: int = Field(ge=MIN_IMAGES)
-    keep: float = Field(gt=0, lt=1)
-    cutoff_cycles: float = Field(gt=0)
-    batch_size: int = Field(ge=1)
-    seed: int = Field(ge=0)
+    num: int = Field(default=512, ge=MIN_IMAGES)
+    keep: float = Field(default=0.25, gt=0, lt=1)
+    cutoff_cycles: float = Field(default=13.4, gt=0)
+    batch_size: int = Field(default=64, ge=1)
+    seed: int = Field(default=0, ge=0)
 
 
 class CkaRow(Settings):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from frepa_dist.evaluate.features import load_encoder
 from frepa_dist.evaluate.probe import (
     Judged,
     extract_parts,
+    find_leaks,
     judge_features,
     linear_training,
     probe_result,
@@ -97,6 +99,7 @@ class LabelCurve(Settings):
             lines.append(line + "".join(f"{cell:>20}" for cell in cells))
         found = self.full.auroc
         lines.append(f"all labels: AUROC {found.describe()}, interval over {self.full.resampled}")
+        lines.append(f"leakage: {self.full.leakage}")
         return "\n".join(lines)
 
 
@@ -115,6 +118,8 @@ def run_label_curve(
     shares: Sequence[float] = SHARES,
     num_draws: int = 5,
     extraction: Extraction | None = None,
+    allow_leakage: bool = False,
+    states: Sequence[Path] = (),
 ) -> LabelCurve:
     """Probe an encoder with shares of the labels.
 
@@ -126,6 +131,8 @@ def run_label_curve(
         shares: of the training part, in (0, 1].
         num_draws: of each share below 1.
         extraction: how features are computed.
+        allow_leakage: go on where test images were in the run's pretraining data; the result says so.
+        states: private folders of the builds of those data, see `leakage.check_leakage`.
 
     Raises:
         FrepaError: what is wrong with encoder, images, labels or shares.
@@ -138,6 +145,7 @@ def run_label_curve(
         )
     training = linear_training(head, train, task.seed)
     parts = read_parts(task)
+    leakage = find_leaks(encoder, parts, allow_leakage, states)
     extraction = extraction or Extraction()
     loaded = load_encoder(encoder, extraction.device)
     x, test_x = extract_parts(encoder, loaded, parts, extraction)
@@ -154,8 +162,9 @@ def run_label_curve(
             some = take_share(parts, share, draw, task.seed)
             found[share].append((some, (everything if share >= 1 else judge(some)).scores))
             progress.update()
+    full = probe_result(loaded.name, task, parts, everything).model_copy(update={"leakage": leakage})
     return LabelCurve(
-        full=probe_result(loaded.name, task, parts, everything),
+        full=full,
         rows=[share_row(share, some, task.are_grades) for share, some in found.items()],
         num_draws=num_draws,
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from frepa_dist.evaluate.pairs import read_patients
 from frepa_dist.runs import CONFIG, load_run_config
 from shards.audit.leakage import file_name, find_leakage
 from shards.audit.leakage_index import NEAR_BITS
@@ -71,6 +72,40 @@ def check_leakage(
     if leaks and not allow:
         raise leakage_error(summary, images, leaks[0].describe())
     return f"{summary}, allowed by --allow-leakage" if leaks else summary
+
+
+def check_split(
+    encoder: str | Path,
+    split: Sequence[tuple[Path, bool]],
+    images: Path,
+    table: Path | None,
+    *,
+    allow: bool = False,
+    states: Sequence[Path] = (),
+) -> str:
+    """Look for the images of a table in the data that an encoder was pretrained on.
+
+    Args:
+        encoder: see `check_leakage`, as `images`, `allow` and `states`.
+        split: files, and whether each is in the test part.
+        images: their folder.
+        table: that may name their patients.
+        allow: go on where some are found.
+        states: private folders of the dataset's builds.
+
+    Raises:
+        DataError: some of the test part were found, and `allow` is not set.
+    """
+    files = [path for path, _ in split]
+    return check_leakage(
+        encoder,
+        files,
+        images=images,
+        allow=allow,
+        states=states,
+        patients=read_patients(images, table, files),
+        tested=[is_test for _, is_test in split],
+    )
 
 
 def search_run(

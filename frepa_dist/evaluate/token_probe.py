@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from frepa_dist.evaluate.extract import Extraction, extract
 from frepa_dist.evaluate.features import load_encoder
 from frepa_dist.evaluate.paired import PairedDifference, compare_pair
 from frepa_dist.evaluate.pictures import Pictures
-from frepa_dist.evaluate.probe import judge_features, linear_training, probe_result
+from frepa_dist.evaluate.probe import find_leaks, judge_features, linear_training, probe_result
 from frepa_dist.evaluate.probe_result import ProbeResult
 from frepa_dist.evaluate.task import ProbeTask, read_parts
 from frepa_dist.evaluate.views import stack_images
@@ -118,6 +119,7 @@ class TokenResult(Settings):
             if name in found:
                 line += f"  {found[name].value:+.3f}, p = {found[name].p_holm:.3g}"
             lines.append(line)
+        lines.append(f"leakage: {full.leakage}")
         return "\n".join(lines)
 
 
@@ -130,6 +132,8 @@ def run_token_probe(
     train: Sequence[str] = (),
     num_permutations: int = 2000,
     extraction: Extraction | None = None,
+    allow_leakage: bool = False,
+    states: Sequence[Path] = (),
 ) -> TokenResult:
     """Probe an encoder that sees some of an image's tokens.
 
@@ -142,6 +146,8 @@ def run_token_probe(
         train: overrides of the training of `linear`.
         num_permutations: of each paired test.
         extraction: how features are computed.
+        allow_leakage: go on where test images were in the run's pretraining data; the result says so.
+        states: private folders of the builds of those data, see `leakage.check_leakage`.
 
     Raises:
         FrepaError: what is wrong with encoder, images or labels.
@@ -153,6 +159,7 @@ def run_token_probe(
     if parts.test is not parts.train:
         raise ConfigError("the token budget is measured within one set", where="transfer", fix="leave it out")
     parts.train.pictures.hf_version()  # without a modality this ends before anything is computed
+    leakage = find_leaks(encoder, parts, allow_leakage, states)
     extraction, look = extraction or Extraction(), TokenLook(keep, task.seed)
     loaded = load_encoder(encoder, extraction.device)
     _ = loaded.grid  # so does an encoder without tokens
@@ -161,7 +168,7 @@ def run_token_probe(
     for number, name in enumerate(look.variants()):
         x = features[:, number]
         judged = judge_features(head, x, x, parts, task.seed, training)
-        rows[name] = probe_result(loaded.name, task, parts, judged)
+        rows[name] = probe_result(loaded.name, task, parts, judged).model_copy(update={"leakage": leakage})
     return TokenResult(
         keep=keep, modality=task.modality, rows=rows, differences=from_all(rows, num_permutations, task.seed)
     )
