@@ -28,6 +28,7 @@ from cluster.monitor_cli import monitor_group
 from cluster.options import FOLDER
 from cluster.plan_cli import PLAN_COMMANDS
 from cluster.shards_cli import shards_group
+from cluster.suite_cli import evaluate_suite
 from cluster.sweep_cli import sweep
 from cluster.train_cli import TRAIN_COMMANDS
 from cluster.volume_cli import evaluate_volume
@@ -52,7 +53,9 @@ def cli(debug: bool) -> None:
 
 cli.add_command(shards_group)
 cli.add_command(datasets_group)
-for command in (*PROBE_COMMANDS, evaluate_volume, *DENSE_COMMANDS, *ANALYSIS_COMMANDS, evaluate_leakage):
+for command in (*PROBE_COMMANDS, evaluate_volume, *DENSE_COMMANDS, *ANALYSIS_COMMANDS):
+    evaluate_group.add_command(command)
+for command in (evaluate_leakage, evaluate_suite):
     evaluate_group.add_command(command)
 cli.add_command(evaluate_group)
 cli.add_command(monitor_group)
