@@ -296,6 +296,7 @@ def share_figure(
     axes.minorticks_off()
     axes.set_xlabel(xlabel, fontsize=9)
     axes.set_ylabel(ylabel, fontsize=9)
-    axes.legend(fontsize=8, frameon=False, labelcolor="black", loc="lower right")
+    axes.margins(x=0.08)
+    axes.legend(fontsize=8, frameon=False, labelcolor="black", loc="best")
     _style(axes)
     return figure

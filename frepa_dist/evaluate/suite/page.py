@@ -54,7 +54,8 @@ def add_notes(page: Page, config: SuiteConfig, results: Results) -> None:
     """What must not be overlooked."""
     if results.failures:
         page.note(f"{len(results.failures)} results could not be had; they are listed with their reasons.")
-    single = [entry.name for entry in config.encoders if len(entry.sources) == 1]
+    found = {place.encoder for place in results.readings}
+    single = [e.name for e in config.encoders if len(e.sources) == 1 and e.name in found]
     if single:
         page.note(
             f"One seed of {', '.join(single)}: nothing is known of the spread of its training. A difference "
@@ -170,6 +171,8 @@ def add_scaling(page: Page, summary: Summary) -> None:
     if not summary.scaling:
         return
     page.heading("Number of pretraining images")
+    page.text("Lines reach one standard deviation over seeds up and down, where it is known.")
+    figures = []
     for task in dict.fromkeys(point.task for point in summary.scaling):
         points = [point for point in summary.scaling if point.task == task]
         lines = {
@@ -177,9 +180,8 @@ def add_scaling(page: Page, summary: Summary) -> None:
             for family in dict.fromkeys(point.family for point in points)
         }
         figure = share_figure(lines, points[0].measure, xlabel="pretraining images", are_counts=True)
-        page.figure(
-            figure, f"{task}. Lines reach one standard deviation over seeds up and down, where known."
-        )
+        figures.append((figure, task))
+    page.gallery(figures, columns=2)
 
 
 def add_method(page: Page, config: SuiteConfig, results: Results) -> None:

@@ -18,7 +18,7 @@ from frepa_dist.evaluate.restore import RestoreResult
 from frepa_dist.evaluate.segment import SegmentResult
 from frepa_dist.evaluate.suite.config import Entry, SuiteConfig
 from frepa_dist.evaluate.suite.published import find_published
-from frepa_dist.evaluate.suite.readings import READERS
+from frepa_dist.evaluate.suite.readings import IMAGE_MEASURES, READERS
 from frepa_dist.evaluate.suite.run import Place, Results
 from frepa_dist.evaluate.suite.store import Cell, unpack_picture
 from frepa_dist.evaluate.suite.summary import Contrast, Row, TaskSummary
@@ -60,6 +60,7 @@ def add_task(page: Page, config: SuiteConfig, results: Results, task: TaskSummar
     mains = [row for row in task.rows if row.is_main]
     add_main(page, mains, task)
     add_contrasts(page, task.contrasts)
+    add_published(page, entry)
     add_others(page, config, task)
     cells = {
         encoder.name: [
@@ -75,17 +76,20 @@ def add_task(page: Page, config: SuiteConfig, results: Results, task: TaskSummar
         typed = {name: [read(cell.result) for cell in found] for name, found in cells.items()}
         DRAWERS[task.kind](page, typed)
     add_pictures(page, task.kind, cells)
-    add_published(page, entry)
 
 
 def add_leakage(page: Page, config: SuiteConfig, results: Results, task: TaskSummary) -> None:
     """Whether test images were in the pretraining data, before any figure."""
     said: dict[str, list[str]] = {}
     for encoder in config.encoders:
-        for seed, reading in results.seeds(task.name, encoder).items():
+        found = results.seeds(task.name, encoder)
+        by_words: dict[str, list[int]] = {}
+        for seed, reading in found.items():
             if reading.leakage is not None:
-                number = f", seed {seed}" if len(encoder.sources) > 1 else ""
-                said.setdefault(reading.leakage, []).append(f"{encoder.name}{number}")
+                by_words.setdefault(reading.leakage, []).append(seed)
+        for words, seeds in by_words.items():
+            number = "" if len(seeds) == len(found) else f" (seed {', '.join(map(str, seeds))})"
+            said.setdefault(words, []).append(encoder.name + number)
     if said:
         rows = [(words, "; ".join(names)) for words, names in said.items()]
         page.table(["test images in the pretraining data", "of"], rows)
@@ -204,6 +208,10 @@ def _mean(results: Sequence[Any], values: Callable[[Any], Sequence[float]]) -> l
     return [float(value) for value in np.mean([values(result) for result in results], axis=0)]
 
 
+def _named(measures: Mapping[str, float]) -> str:
+    return ", ".join(f"{IMAGE_MEASURES.get(name, name)} {value:.3f}" for name, value in measures.items())
+
+
 def _draw_label_curve(page: Page, found: Mapping[str, Sequence[LabelCurve]]) -> None:
     lines = {}
     for name, curves in found.items():
@@ -249,13 +257,13 @@ def _draw_segment(page: Page, found: Mapping[str, Sequence[SegmentResult]]) -> N
     first = next(iter(found.values()))[0]
     page.text(f"{first.num_train} images to learn from, {len(first.names)} test images.")
     if first.observer:
-        told = ", ".join(f"{name} {value:.3f}" for name, value in first.observer.items())
+        told = _named(first.observer)
         page.text(f"A second observer, on the same images: {told}.")
 
 
 def _draw_restore(page: Page, found: Mapping[str, Sequence[RestoreResult]]) -> None:
     first = next(iter(found.values()))[0]
-    told = ", ".join(f"{name} {value:.3f}" for name, value in first.degraded.items())
+    told = _named(first.degraded)
     sees = "sees the degraded image too" if first.training.skip else "sees nothing but the encoder's maps"
     page.text(
         f"{first.degradation}; {first.num_train} images to learn from, {len(first.names)} test images. The "
