@@ -74,12 +74,13 @@ def add_notes(page: Page, config: SuiteConfig, results: Results) -> None:
 def add_summary(page: Page, config: SuiteConfig, results: Results, summary: Summary) -> None:
     """The main measure of every encoder on every task."""
     page.heading("Summary")
-    headers = ["encoder", "seeds", *(f"{task.name}: {task.measure or 'nothing'}" for task in summary.tasks)]
-    rows = []
-    for entry in config.encoders:
-        cells = [_summary_cell(entry.name, task, results, len(entry.sources)) for task in summary.tasks]
-        rows.append([entry.name, len(entry.sources), *cells])
-    page.table(headers, rows)
+    encoders = [(entry.name, len(entry.sources)) for entry in config.encoders]
+    headers = [f"{name}, {num} seed{'s' * (num > 1)}" for name, num in encoders]
+    rows = [
+        [task.name, task.measure, *(_summary_cell(name, task, results, num) for name, num in encoders)]
+        for task in summary.tasks
+    ]
+    page.table(["task", "measure", *headers], rows)
     page.text(
         f"Mean \N{PLUS-MINUS SIGN} standard deviation over seeds of pretraining. {BEST}: better than every "
         f"other encoder of the task, over test images (p < {LEVEL:g} after correction for all pairs) and, "
@@ -144,7 +145,7 @@ def add_unseen(page: Page, summary: Summary) -> None:
     """Compare encoders that have seen a task's modality with those that have not."""
     rows: list[Sequence[object]] = []
     for task in summary.tasks:
-        mains = [row for row in task.rows if row.is_main]
+        mains = [row for row in task.rows if row.is_main and row.is_up is not None]
         seen = [row for row in mains if row.is_unseen is False]
         unseen = [row for row in mains if row.is_unseen]
         if seen and unseen:

@@ -126,7 +126,7 @@ def read_tokens(result: TokenResult) -> Reading:
 def _read_images(result: SegmentResult | RestoreResult | DetectResult, main: str) -> dict[str, Measured]:
     """Means over test images, the main one first."""
     return {
-        IMAGE_MEASURES.get(name, name): Measured(
+        IMAGE_MEASURES.get(name, name.replace("_", " ")): Measured(
             result.mean[name],
             result.low[name],
             result.high[name],

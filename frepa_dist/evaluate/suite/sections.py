@@ -194,13 +194,14 @@ def add_published(page: Page, entry: Entry) -> None:
     """Figures of others, told apart from what was measured."""
     for key in entry.published:
         table = find_published(key)
+        digits = 3 if max(table.figures.values()) <= 1 else 2
         page.table(
             ["published, not measured here", table.measure],
-            [(method, f"{value:g}") for method, value in table.figures.items()],
+            [(method, f"{value:.{digits}f}") for method, value in table.figures.items()],
         )
         page.text(
             f"Published: {table.title}; {table.source}. Protocol, splits and pretraining data differ from "
-            "ours; see below."
+            "ours; see How it was measured."
         )
 
 

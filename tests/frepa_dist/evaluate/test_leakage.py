@@ -14,6 +14,7 @@ from frepa_dist.evaluate.leakage import check_leakage
 from shards.audit.leakage import read_samples
 from shards.dataset import load_snapshot
 from shards.stores.store import open_store
+from shards.support.settings import dump_yaml
 from tests.commands import frepa
 
 
@@ -102,3 +103,47 @@ def test_the_command_tells_pairs_and_ends_with_code_3(run_dir, labeled, tmp_path
     assert frepa("evaluate", "leakage", run_dir, labeled, "--allow-leakage").returncode == 0
     table.write_text("name\nb/0.png\n")
     assert "filename" in frepa("evaluate", "leakage", run_dir, labeled, "--labels", table).stderr
+
+
+@pytest.mark.parametrize("command", ["label-curve", "tokens", "high-pass", "restore", "detect"])
+def test_every_task_on_labels_or_files_is_refused(command, run_dir, labeled):
+    table = ("--masks" if command == "detect" else "--labels", labeled / "tested.csv")
+    more = {"tokens": ("--modality", "histopathology"), "detect": ("--mask-column", "filename")}
+    refused = frepa("evaluate", command, run_dir, labeled, *table, *more.get(command, ()))
+    assert refused.returncode == 3, refused.stderr
+    assert "1 of 8 files found" in refused.stderr
+    assert refused.stdout == ""
+    assert "features:" not in refused.stderr  # before anything was computed
+    assert "encode:" not in refused.stderr
+
+
+def test_a_suite_refuses_one_result_and_says_the_others(run_dir, labeled, small_encoder, tmp_path):
+    probe = {"kind": "probe", "images": str(labeled), "num_resamples": 5}
+    config = {
+        "output": str(tmp_path / "out"),
+        "device": "cpu",
+        "encoders": [
+            {"name": "run", "sources": [str(run_dir)]},
+            {"name": "file", "sources": [small_encoder]},
+        ],
+        "tasks": [
+            {**probe, "name": "tested", "labels": str(labeled / "tested.csv"), "modality": "fundus"},
+            {**probe, "name": "learned", "labels": str(labeled / "learned.csv")},
+        ],
+    }
+    (tmp_path / "suite.yaml").write_text(dump_yaml(config))
+    refused = frepa("evaluate", "suite", tmp_path / "suite.yaml")
+    assert refused.returncode == 3, refused.stderr
+    assert "3 results computed, 0 known, 1 failed" in refused.stdout
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "of the test part 0 of 2 files" in page
+    assert "1 of 8 files found" in page  # why it failed
+    assert "not checked: the encoder is no run folder" in page
+    found = json.loads((tmp_path / "out" / "suite.json").read_text())
+    known = found["pretraining"]["run"]  # the run says what it was trained on
+    assert (known["modalities"], known["num_images"]) == (["histopathology"], 7)
+    allowed = frepa("evaluate", "suite", tmp_path / "suite.yaml", "--set", "allow_leakage=true")
+    assert allowed.returncode == 0, allowed.stderr
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "of the test part 1 of 3 files, allowed by --allow-leakage" in page
+    assert "(unseen)" in page
