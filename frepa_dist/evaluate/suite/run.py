@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -100,10 +101,10 @@ def run_suite(config: SuiteConfig, *, only: Sequence[str] = (), say: Say = lambd
     refuse_launcher()
     wanted = choose_tasks(config, only)
     results = Results(pretraining={entry.name: find_pretraining(entry) for entry in config.encoders})
-    images = {task.name: _attempt(lambda task=task: data_digest(task)) for task in config.tasks}  # type: ignore[misc]
+    images = {task.name: _attempt(partial(data_digest, task)) for task in config.tasks}
     for entry in config.encoders:
         for seed, source in enumerate(entry.sources):
-            weights = _attempt(lambda source=source: read_weights(source, config.device))  # type: ignore[misc]
+            weights = _attempt(partial(read_weights, source, config.device))
             for task in config.tasks:
                 place = Place(task.name, entry.name, seed)
                 told = _find(config, task, place, source, weights, images, results, task.name in wanted)
@@ -144,7 +145,7 @@ def _find(
         return "not run"
     if cell is None:
         path = cell_path(config.output, place.task, f"{place.encoder}-{place.seed}", key)
-        made = _attempt(lambda: _compute(config, task, source, weights, path))
+        made = _attempt(partial(_compute, config, task, source, weights, path))
         if isinstance(made, Failure):
             results.failures[place] = made
             return f"failed: {made.words}"

@@ -136,7 +136,7 @@ def add_contrasts(page: Page, contrasts: Sequence[Contrast]) -> None:
             "over test images",
             "p",
             "p, Holm",
-            "over seeds",
+            "over seeds: sd, 95% interval",
             "test",
         ],
         [
@@ -157,7 +157,7 @@ def add_contrasts(page: Page, contrasts: Sequence[Contrast]) -> None:
 def _over_seeds(found: Contrast) -> str:
     if found.deviation is None:
         return "not known"
-    return f"sd {found.deviation:.3f} [{found.seeds_low:+.3f}, {found.seeds_high:+.3f}]"
+    return f"{found.deviation:.3f} [{found.seeds_low:+.3f}, {found.seeds_high:+.3f}]"
 
 
 def add_others(page: Page, config: SuiteConfig, task: TaskSummary) -> None:
