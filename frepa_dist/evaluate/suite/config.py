@@ -105,6 +105,7 @@ class TokensEntry(ProbeTask, TaskEntry):
     head: Classifier = "logistic"
     training: Training = Field(default_factory=dict)
     keep: float = Field(default=0.25, gt=0, lt=1)
+    num_permutations: int = Field(default=2000, ge=1)
 
 
 class MasksEntry(TaskEntry):
@@ -197,7 +198,7 @@ class SuiteConfig(Extraction):
         states: private folders of the builds of those data.
         seed: of every task that does not set its own, and of the tests.
         num_resamples: of every bootstrap, as far as a task does not set its own.
-        num_permutations: of each paired test.
+        num_permutations: of each paired test, as far as a task does not set its own.
         num_pictures: test images that tasks with pictures show, the first ones.
     """
 
@@ -257,6 +258,8 @@ def _with_shared(task: Any, shared: Mapping[str, Any]) -> Any:
     filled, kind = dict(task), task.get("kind")
     if "num_resamples" in shared and kind != "cka":
         filled.setdefault("num_resamples", shared["num_resamples"])
+    if "num_permutations" in shared and kind == "tokens":
+        filled.setdefault("num_permutations", shared["num_permutations"])
     if "seed" in shared:
         group = HAS_SEED.get(str(kind))
         inner = filled.get(group, {}) if group else filled

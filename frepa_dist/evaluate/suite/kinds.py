@@ -92,6 +92,7 @@ def _tokens(task: TokensEntry, encoder: str, given: Given) -> Settings:
         encoder,
         task,
         keep=task.keep,
+        num_permutations=task.num_permutations,
         head=task.head,
         train=_overrides(task.training),
         extraction=given.extraction,

@@ -80,6 +80,8 @@ def test_test_images_make_the_measure(suite, kind):
     is_similarity = kind in ("cka", "layer-spectra")
     assert (reading.leakage is None) == is_similarity
     assert (reading.measures[reading.main].is_up is None) == is_similarity
+    assert {name for name, measured in reading.measures.items() if measured.is_up is False} <= {"RMSE"}
+    assert kind != "restore" or reading.measures["RMSE"].is_up is False
     patients = kind in ("probe", "label-curve", "tokens", "high-pass")
     assert reading.unit == ("patients" if patients else "images")
 

@@ -14,10 +14,14 @@ from frepa_dist.evaluate.suite.summary import is_unseen, summarize
 
 NUM = 40
 NOISE = np.random.default_rng(0).normal(0, 0.05, NUM)
+SHAKY = np.random.default_rng(1).normal(0, 1, NUM)
 
 
-def conclude(values, is_up=True, panels=True, **of_encoders):
-    """Summarize a task `t`; `values` are those of each encoder's seeds, None where one failed."""
+def conclude(values, is_up=True, panels=True, shaky=0.0, **of_encoders):
+    """Summarize a task `t`; `values` are those of each encoder's seeds, None where one failed.
+
+    `shaky` is the standard deviation of what sets `b` apart from the others, image by image.
+    """
     config = SuiteConfig.model_validate(
         {
             "output": "out",
@@ -34,7 +38,8 @@ def conclude(values, is_up=True, panels=True, **of_encoders):
     for name, seeds in values.items():
         for seed, value in enumerate(seeds):
             if value is not None:
-                panel = Panel((value + NOISE - NOISE.mean())[None], np.arange(NUM)) if panels else None
+                noise = NOISE + (shaky * SHAKY if name == "b" else 0)
+                panel = Panel((value + noise - noise.mean())[None], np.arange(NUM)) if panels else None
                 measured = Measured(value, value - 0.1, value + 0.1, is_up=is_up, panel=panel)
                 results.readings[Place("t", name, seed)] = Reading({"m": measured}, None, "images")
     return summarize(config, results).tasks[0]
@@ -50,6 +55,13 @@ def test_the_best_is_marked_only_when_that_is_sure():
     # sure over images, and not over seeds: the seeds disagree
     assert conclude({"a": [0.5, 0.5, 0.5], "b": [0.9, 0.45, 0.5]}).best is None
     assert conclude({"a": [0.5, 0.5, 0.5], "b": [0.6, 0.61, 0.59]}).best == "b"
+
+
+def test_the_best_was_chosen_by_the_same_figures():
+    of_two = conclude({"a": [0.5], "b": [0.6]}, shaky=0.31)
+    assert 0.017 < of_two.contrasts[0].p < 0.04
+    assert of_two.best == "b"
+    assert conclude({"a": [0.5], "b": [0.6], "c": [0.4]}, shaky=0.31).best is None  # three pairs
 
 
 def test_differences_are_paired_seed_by_seed():
