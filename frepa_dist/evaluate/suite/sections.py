@@ -14,6 +14,7 @@ from frepa_dist.evaluate.layer_spectra import SpectraResult
 from frepa_dist.evaluate.layers import LAST
 from frepa_dist.evaluate.overlays import LEGEND
 from frepa_dist.evaluate.plots import Line, forest_figure, lines_figure, share_figure
+from frepa_dist.evaluate.probe_result import ProbeResult
 from frepa_dist.evaluate.restore import RestoreResult
 from frepa_dist.evaluate.segment import SegmentResult
 from frepa_dist.evaluate.suite.config import Entry, SuiteConfig
@@ -22,6 +23,7 @@ from frepa_dist.evaluate.suite.readings import IMAGE_MEASURES, READERS
 from frepa_dist.evaluate.suite.run import Place, Results
 from frepa_dist.evaluate.suite.store import Cell, unpack_picture
 from frepa_dist.evaluate.suite.summary import Contrast, Row, TaskSummary
+from frepa_dist.evaluate.token_probe import TokenResult
 from shards.support.page import Page
 
 OWN = 1  # in a row of pictures, the one that the encoder made; the others are the same for all
@@ -52,7 +54,8 @@ def with_spread(mean: float, deviation: float | None) -> str:
 def add_task(page: Page, config: SuiteConfig, results: Results, task: TaskSummary, entry: Entry) -> None:
     """Add all about a task."""
     page.heading(task.name)
-    page.text(KINDS[task.kind])
+    head = f" Head: {entry.head}." if hasattr(entry, "head") else ""
+    page.text(KINDS[task.kind] + head)
     if task.measure is None:
         page.text("No encoder has a result.")
         return
@@ -99,8 +102,10 @@ def add_leakage(page: Page, config: SuiteConfig, results: Results, task: TaskSum
 
 def add_main(page: Page, rows: Sequence[Row], task: TaskSummary) -> None:
     """The main measure, encoder by encoder."""
+    num = rows[0].num_units
+    units = rows[0].unit if num is None else f"{num} {rows[0].unit}"
     page.table(
-        ["encoder", task.measure or "", f"95% interval over {rows[0].unit}", "seeds", "seed by seed"],
+        ["encoder", task.measure or "", f"95% interval over {units}", "seeds", "seed by seed"],
         [
             (
                 row.encoder + (" (unseen)" if row.is_unseen else ""),
@@ -121,7 +126,7 @@ def add_main(page: Page, rows: Sequence[Row], task: TaskSummary) -> None:
             [row.by_seed for row in rows],
             xlabel=task.measure or "",
         ),
-        f"Mean over seeds with its 95% interval over {rows[0].unit}; circles: seed by seed.",
+        f"Mean over seeds with its 95% interval over {units}; circles: seed by seed.",
     )
 
 
@@ -213,7 +218,20 @@ def _named(measures: Mapping[str, float]) -> str:
     return ", ".join(f"{IMAGE_MEASURES.get(name, name)} {value:.3f}" for name, value in measures.items())
 
 
+def _tell_probe(page: Page, found: Mapping[str, Sequence[ProbeResult]]) -> None:
+    first = next(iter(found.values()))[0]
+    classes = zip(first.classes, first.num_train, first.num_test, strict=True)
+    told = ", ".join(f"{name} {num_train} + {num_test}" for name, num_train, num_test in classes)
+    judged = f"judged on {first.transfer.images}" if first.transfer else f"split {first.split}"
+    page.text(f"Images to learn from + to test on: {told}; {judged}.")
+
+
+def _tell_tokens(page: Page, found: Mapping[str, Sequence[TokenResult]]) -> None:
+    _tell_probe(page, {name: [next(iter(some[0].rows.values()))] for name, some in found.items()})
+
+
 def _draw_label_curve(page: Page, found: Mapping[str, Sequence[LabelCurve]]) -> None:
+    _tell_probe(page, {name: [curves[0].full] for name, curves in found.items()})
     lines = {}
     for name, curves in found.items():
         points: list[tuple[float, float, float | None]] = []
@@ -289,6 +307,8 @@ def _draw_spectra(page: Page, found: Mapping[str, Sequence[SpectraResult]]) -> N
 
 
 DRAWERS: Mapping[str, Callable[[Page, Any], None]] = {
+    "probe": _tell_probe,
+    "tokens": _tell_tokens,
     "label-curve": _draw_label_curve,
     "high-pass": _draw_highpass,
     "detect": _draw_detect,

@@ -36,7 +36,7 @@ class Row(Settings):
         num_sources: how many there are.
         mean, deviation: over seeds; the deviation of a single one is not known.
         low, high: 95% interval of the mean over test images (patients), for these weights.
-        unit: what that interval draws.
+        unit: what that interval draws, and `num_units` how many there are, None where that is not known.
         is_unseen: whether the task's modality is none of the encoder's pretraining, None where that is not
             known.
     """
@@ -53,6 +53,7 @@ class Row(Settings):
     low: float | None
     high: float | None
     unit: str
+    num_units: int | None
     is_unseen: bool | None
 
 
@@ -176,9 +177,8 @@ def _rows(
     for name, measured in first.measures.items():
         values = [reading.measures[name].value for reading in readings if name in reading.measures]
         spread = spread_over_seeds(values)
-        low, high = measured.low, measured.high
+        low, high, panel = measured.low, measured.high, _panel(readings, name)
         if len(values) > 1 or low is None:
-            panel = _panel(readings, name)
             given = config.num_resamples, config.seed
             low, high = (None, None) if panel is None else interval_over_units(panel, *given)
         rows.append(
@@ -195,6 +195,7 @@ def _rows(
                 low=low,
                 high=high,
                 unit=first.unit,
+                num_units=None if panel is None else len(np.unique(panel.groups)),
                 is_unseen=is_unseen(task.modality, results.pretraining[entry.name].modalities),
             )
         )
@@ -264,8 +265,10 @@ def _contrasts(
         spread = spread_over_seeds(by_seed)
         facts: dict[str, Any] = {}
         if tested is not None:
-            facts = {"low": tested.low, "high": tested.high, "p": tested.p, "test": tested.test}
-            value = tested.value
+            facts = {"test": tested.test}
+            if np.isfinite(tested.value):  # else no image can tell it of both
+                facts |= {"low": tested.low, "high": tested.high, "p": tested.p}
+                value = tested.value
         if spread is not None:
             facts |= {"deviation": spread.deviation, "seeds_low": spread.low, "seeds_high": spread.high}
         contrasts.append(
