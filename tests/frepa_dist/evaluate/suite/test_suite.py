@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from frepa_dist.evaluate.suite import run as suite_run
 from frepa_dist.evaluate.suite.run import Failure, _attempt
+from frepa_dist.evaluate.suite.store import write_cell
 from shards.support.errors import EnvironmentFault
 from shards.support.settings import dump_yaml
 from tests.commands import frepa
@@ -71,7 +73,9 @@ def run(settings, folder, *options, **changes):
 
 @pytest.fixture(scope="module")
 def first(settings, tmp_path_factory):
-    return run(settings, tmp_path_factory.mktemp("first"))
+    """Exit code, what was said, and the values, before other tests start the suite again."""
+    code, said = run(settings, tmp_path_factory.mktemp("first"))
+    return code, said, list(csv.DictReader(out(settings, "values.csv").splitlines()))
 
 
 def out(settings, name):
@@ -80,10 +84,9 @@ def out(settings, name):
 
 
 def test_all_that_can_be_had_is_had(first, settings):
-    code, said = first
+    code, said, rows = first
     assert code == 2, said  # of the encoder that is not there
     assert "8 results computed, 4 known, 2 failed" in said
-    rows = list(csv.DictReader(out(settings, "values.csv").splitlines()))
     assert sum(row["state"].startswith("nowhere: no encoder is there") for row in rows) == 2
     assert {row["encoder"] for row in rows if row["measure"] == "Dice"} == {"new", "plain", "plain again"}
     page = out(settings, "report.html")
@@ -157,6 +160,27 @@ def test_other_images_and_torn_results_are_noticed(first, settings, tmp_path):
     os.utime(image, (1, 1))
     _, said = run(settings, tmp_path, **only)
     assert "2 results computed, 2 known" in said
+
+
+def test_stopped_in_the_middle_it_goes_on_and_finds_the_same(first, settings, tmp_path, monkeypatch):
+    written = []
+
+    def write(path, cell):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path)
+        write_cell(path, cell)
+
+    given = {"encoders": settings["encoders"][:1], "output": str(tmp_path / "out")}
+    with monkeypatch.context() as patched:
+        patched.setattr(suite_run, "write_cell", write)
+        code, _ = run(settings, tmp_path, **given)
+    assert code == 130
+    assert not (tmp_path / "out" / "report.html").exists()
+    code, said = run(settings, tmp_path, **given)
+    assert (code, "2 results computed, 2 known, 0 failed" in said) == (0, True)
+    now = list(csv.DictReader((tmp_path / "out" / "values.csv").open()))
+    assert now == [row for row in first[2] if row["encoder"] == "new"]
 
 
 def test_a_head_that_diverges_is_one_failure(settings, tmp_path):
