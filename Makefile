@@ -48,6 +48,7 @@ bench: setup
 	$(BIN)/python tools/bench_losses.py
 	$(BIN)/python tools/bench_backbones.py
 	$(BIN)/python tools/bench_volume.py
+	$(BIN)/python tools/bench_leakage.py
 
 soak: setup
 	FREPA_SOAK_REPEATS=$(SOAK_REPEATS) $(BIN)/python -m pytest -m soak

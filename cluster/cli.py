@@ -15,16 +15,20 @@ from typing import Any
 
 import click
 
+from cluster.datasets_cli import datasets_group
 from cluster.doctor_cli import doctor
 from cluster.evaluate_analysis_cli import ANALYSIS_COMMANDS
 from cluster.evaluate_cli import evaluate_group
 from cluster.evaluate_dense_cli import DENSE_COMMANDS
+from cluster.evaluate_probe_cli import PROBE_COMMANDS
 from cluster.launch_cli import launch_group
+from cluster.leakage_cli import evaluate_leakage
 from cluster.model_cli import MODEL_COMMANDS
 from cluster.monitor_cli import monitor_group
 from cluster.options import FOLDER
 from cluster.plan_cli import PLAN_COMMANDS
 from cluster.shards_cli import shards_group
+from cluster.suite_cli import evaluate_suite
 from cluster.sweep_cli import sweep
 from cluster.train_cli import TRAIN_COMMANDS
 from cluster.volume_cli import evaluate_volume
@@ -48,7 +52,10 @@ def cli(debug: bool) -> None:
 
 
 cli.add_command(shards_group)
-for command in (evaluate_volume, *DENSE_COMMANDS, *ANALYSIS_COMMANDS):
+cli.add_command(datasets_group)
+for command in (*PROBE_COMMANDS, evaluate_volume, *DENSE_COMMANDS, *ANALYSIS_COMMANDS):
+    evaluate_group.add_command(command)
+for command in (evaluate_leakage, evaluate_suite):
     evaluate_group.add_command(command)
 cli.add_command(evaluate_group)
 cli.add_command(monitor_group)

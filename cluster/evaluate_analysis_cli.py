@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from cluster.evaluate_cli import page_option, write_page, write_result
+from cluster.leakage_cli import leakage_options
 from cluster.options import FOLDER, F
 
 
@@ -83,6 +84,7 @@ def evaluate_layer_cka(
 @click.option("--out", type=FOLDER, help="JSON file for the results, a list.")
 @page_option
 @click.option("--seed", default=0, show_default=True, help="Of the split, the folds and the bootstrap.")
+@leakage_options
 def evaluate_highpass(
     encoders: tuple[str, ...],
     images: Path,
@@ -93,6 +95,8 @@ def evaluate_highpass(
     out: Path | None,
     page: Path | None,
     seed: int,
+    allow_leakage: bool,
+    states: tuple[Path, ...],
 ) -> None:
     """A linear probe of raw images, tested on images that are high-passed more and more."""
     from frepa_dist.evaluate.highpass import run_highpass
@@ -106,6 +110,8 @@ def evaluate_highpass(
             classes=classes.split(",") if classes else None,
             cutoffs=_numbers(cutoffs, "--cutoffs"),
             seed=seed,
+            allow_leakage=allow_leakage,
+            states=states,
         )
         for encoder in encoders
     ]

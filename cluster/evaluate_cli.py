@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cluster.leakage_cli import leakage_options
 from cluster.options import FOLDER, F
 
 if TYPE_CHECKING:
@@ -33,33 +34,6 @@ def evaluate_group() -> None:
     ENCODER is a run folder, an exported folder, an official MAE checkpoint, timm:NAME,
     random:SIZE or random:BACKBONE (`frepa backbones` lists them).
     """
-
-
-@evaluate_group.command("probe")
-@click.argument("encoder")
-@click.argument("images", type=FOLDER)
-@click.option("--labels", type=FOLDER, help="CSV with filename,label[,split]; default: a folder per class.")
-@click.option(
-    "--label-column", default="label", show_default=True, help="Column of the CSV that is the label."
-)
-@click.option("--out", type=FOLDER, help="JSON file for the result.")
-@click.option("--seed", default=0, show_default=True, help="Of the split and the bootstrap.")
-@click.option("--smoke-test", is_flag=True, help="The labels are not medical: the report will say so.")
-def evaluate_probe(
-    encoder: str,
-    images: Path,
-    labels: Path | None,
-    label_column: str,
-    out: Path | None,
-    seed: int,
-    smoke_test: bool,
-) -> None:
-    """Linear probe: logistic regression on frozen features, AUROC with a bootstrap interval."""
-    from frepa_dist.evaluate.probe import run_probe
-
-    result = run_probe(encoder, images, labels, label_column=label_column, seed=seed, smoke_test=smoke_test)
-    write_result(result.as_json(), out)
-    click.echo(result.describe())
 
 
 @evaluate_group.command("cka")
@@ -125,6 +99,7 @@ def evaluate_reconstruct(
 @click.option(
     "--seed", default=0, show_default=True, help="Of the split, the tiles, the start and the bootstrap."
 )
+@leakage_options
 def evaluate_segment(
     encoder: str,
     images: Path,
@@ -136,6 +111,8 @@ def evaluate_segment(
     out: Path | None,
     page: Path | None,
     seed: int,
+    allow_leakage: bool,
+    states: tuple[Path, ...],
 ) -> None:
     """Segmentation: a light decoder on the frozen encoder; Dice, clDice and more on whole images.
 
@@ -151,9 +128,11 @@ def evaluate_segment(
         encoder,
         images,
         masks,
-        columns=Columns(mask_column, fov_column, second_column),
+        columns=Columns(mask=mask_column, where=fov_column, second=second_column),
         training=validate(DenseTraining, apply_overrides({"seed": seed}, train), where="--train"),
         gallery=gallery,
+        allow_leakage=allow_leakage,
+        states=states,
     )
     write_result(result.as_json(), out)
     click.echo(result.describe())

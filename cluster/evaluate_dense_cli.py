@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cluster.evaluate_cli import page_option, train_option, write_page, write_result
+from cluster.leakage_cli import leakage_options
 from cluster.options import FOLDER
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--out", type=FOLDER, help="JSON file for the result.")
 @page_option
 @click.option("--seed", default=0, show_default=True, help="Of the split, the noise, the tiles, the start.")
+@leakage_options
 def evaluate_restore(
     encoder: str,
     images: Path,
@@ -39,6 +41,8 @@ def evaluate_restore(
     out: Path | None,
     page: Path | None,
     seed: int,
+    allow_leakage: bool,
+    states: tuple[Path, ...],
 ) -> None:
     """Restoration: a light decoder on the frozen encoder; PSNR, SSIM, RMSE beside the degraded image's own.
 
@@ -59,6 +63,8 @@ def evaluate_restore(
         degradation=validate(Degradation, wanted, where="frepa evaluate restore"),
         training=validate(RestoreTraining, apply_overrides({"seed": seed}, train), where="--train"),
         gallery=gallery,
+        allow_leakage=allow_leakage,
+        states=states,
     )
     write_result(result.as_json(), out)
     click.echo(result.describe())
@@ -91,6 +97,7 @@ def evaluate_restore(
 @click.option(
     "--seed", default=0, show_default=True, help="Of the split, the tiles, the start, the bootstrap."
 )
+@leakage_options
 def evaluate_detect(
     encoder: str,
     images: Path,
@@ -104,6 +111,8 @@ def evaluate_detect(
     out: Path | None,
     page: Path | None,
     seed: int,
+    allow_leakage: bool,
+    states: tuple[Path, ...],
 ) -> None:
     """Lesions: the share found at 1/8 to 8 false positives per image (FROC), their IoU, where heat points.
 
@@ -119,11 +128,13 @@ def evaluate_detect(
         encoder,
         images,
         masks,
-        columns=Columns(mask_column, fov_column),
+        columns=Columns(mask=mask_column, where=fov_column),
         settings=validate(DetectSettings, apply_overrides({"source": source}, count), where="--count"),
         training=validate(DenseTraining, apply_overrides({"seed": seed}, train), where="--train"),
         keep_empty=not skip_empty,
         gallery=gallery,
+        allow_leakage=allow_leakage,
+        states=states,
     )
     write_result(result.as_json(), out)
     click.echo(result.describe())

@@ -15,7 +15,8 @@ def test_the_wheel_runs_from_a_clean_folder(tmp_path):
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         tops = {name.split("/")[0] for name in archive.namelist() if "dist-info" not in name}
-        assert "cluster/planning/gpus.yaml" in archive.namelist()
+        data = ("cluster/planning/gpus.yaml", "frepa_dist/evaluate/suite/published.yaml")
+        assert set(data) <= set(archive.namelist())
         assert tops == {"cluster", "configs", "frepa_dist", "shards"}
         archive.extractall(site)
     # -S and a path of its own: the checkout, installed in editable mode, must not help

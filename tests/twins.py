@@ -16,7 +16,9 @@ from shards.support.settings import merge, read_config, validate
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RUNS = sorted(
-    str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("shards", "sweep")
+    str(p.relative_to(CONFIGS))
+    for p in CONFIGS.rglob("*.yaml")
+    if p.parent.name not in ("shards", "sweep", "evaluate")
 )
 IMAGE_SIZE = 64
 SMALLEST = {

@@ -134,8 +134,10 @@ def measure(folder: Path, out: Path, name: str, arguments: argparse.Namespace) -
         result = out / "results" / f"{name}.probe.json"
         if not result.is_file():
             images = str(arguments.data / LABELED)
-            run("evaluate", "probe", str(folder), images, "--labels", str(task), "--out", str(result))
-        values["AUROC"] = float(json.loads(result.read_text(encoding="utf-8"))["auroc"])
+            # all runs saw the same images; the result says where these are among them
+            known = ("--labels", str(task), "--allow-leakage")
+            run("evaluate", "probe", str(folder), images, *known, "--out", str(result))
+        values["AUROC"] = float(json.loads(result.read_text(encoding="utf-8"))["measures"]["auroc"]["value"])
     result = out / "results" / f"{name}.reconstruct.json"
     if not result.is_file():
         heldout = str(out / "shards-test")

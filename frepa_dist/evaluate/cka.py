@@ -148,11 +148,11 @@ class CkaConfig(Settings):
         seed: of the choice of images and of the random subsets.
     """
 
-    num: int = Field(ge=MIN_IMAGES)
-    keep: float = Field(gt=0, lt=1)
-    cutoff_cycles: float = Field(gt=0)
-    batch_size: int = Field(ge=1)
-    seed: int = Field(ge=0)
+    num: int = Field(default=512, ge=MIN_IMAGES)
+    keep: float = Field(default=0.25, gt=0, lt=1)
+    cutoff_cycles: float = Field(default=13.4, gt=0)
+    batch_size: int = Field(default=64, ge=1)
+    seed: int = Field(default=0, ge=0)
 
 
 class CkaRow(Settings):
@@ -287,22 +287,33 @@ def embed_parts(
     """
     images = encoder.normalize(stack_images(views))
     order = torch.from_numpy(np.stack([view.hf_order for view in views]))
-    num_tokens = order.shape[1]
-    num_kept = max(1, round(config.keep * num_tokens))
     drawn = [
-        sample_rng(config.seed, 0, start + number, "cka tokens").permutation(num_tokens)[:num_kept]
+        sample_rng(config.seed, 0, start + number, "cka tokens").permutation(order.shape[1])
         for number in range(len(views))
     ]
-    kept, rest = f"{config.keep:.0%}", f"{1 - config.keep:.0%}"
-    subsets = {
-        f"HF tokens only ({kept})": order[:, :num_kept],
-        f"LF tokens only (lowest {kept})": order[:, num_tokens - num_kept :],
-        f"HF tokens removed ({rest} kept)": order[:, num_kept:],
-        f"random tokens ({kept})": torch.from_numpy(np.stack(drawn)),
-    }
+    subsets = token_subsets(order, torch.from_numpy(np.stack(drawn)), config.keep)
     return {
         "full image": encoder.embed(images),
         **{name: encoder.embed(images, ids) for name, ids in subsets.items()},
         "high-passed image": encoder.embed(gaussian_high_pass(images, config.cutoff_cycles)),
         "low-passed image": encoder.embed(gaussian_low_pass(images, config.cutoff_cycles)),
+    }
+
+
+def token_subsets(order: torch.Tensor, drawn: torch.Tensor, keep: float) -> dict[str, torch.Tensor]:
+    """Subsets of the tokens of images by name, each (B, K).
+
+    Args:
+        order: (B, N) all tokens, strongest high-frequency response first.
+        drawn: (B, N) all tokens, in a random order.
+        keep: share of the tokens that a subset keeps, or leaves out.
+    """
+    num_tokens = order.shape[1]
+    num_kept = max(1, round(keep * num_tokens))
+    kept, rest = f"{keep:.0%}", f"{1 - keep:.0%}"
+    return {
+        f"HF tokens only ({kept})": order[:, :num_kept],
+        f"LF tokens only (lowest {kept})": order[:, num_tokens - num_kept :],
+        f"HF tokens removed ({rest} kept)": order[:, num_kept:],
+        f"random tokens ({kept})": drawn[:, :num_kept],
     }

@@ -25,9 +25,10 @@ from frepa_dist.evaluate.features import load_encoder
 from frepa_dist.evaluate.image_measures import (
     intervals_over_images,
     mean_over_images,
+    shown_places,
     values_by_image,
-    worst_middle_best,
 )
+from frepa_dist.evaluate.leakage import NOT_CHECKED, check_split
 from frepa_dist.evaluate.lesions import (
     RATES,
     Candidates,
@@ -40,7 +41,15 @@ from frepa_dist.evaluate.lesions import (
 )
 from frepa_dist.evaluate.masks import Mask, mask_measures
 from frepa_dist.evaluate.overlays import Gallery, fit_picture, overlay_heat, to_picture
-from frepa_dist.evaluate.pairs import Columns, MaskedImage, load_image, load_truth, read_masked
+from frepa_dist.evaluate.pairs import (
+    Columns,
+    MaskedImage,
+    load_image,
+    load_truth,
+    number_patients,
+    read_masked,
+    read_patients,
+)
 from frepa_dist.evaluate.scores import Float64, auroc
 from frepa_dist.evaluate.segment import THRESHOLD, predict_scores, train_decoder
 from frepa_dist.evaluate.token_heat import fit_token_probe, predict_heat
@@ -97,6 +106,8 @@ class DetectResult(Settings):
         num_train: training images.
         settings: how lesions were counted.
         training: of the decoder; of the probe its tiles and its seed.
+        leakage: whether images were in the pretraining data, in words.
+        groups: number of the patient of each test image, None where patients are not known.
     """
 
     encoder: str
@@ -120,6 +131,8 @@ class DetectResult(Settings):
     num_train: int
     settings: DetectSettings
     training: DenseTraining
+    leakage: str = NOT_CHECKED
+    groups: list[int] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for a file."""
@@ -141,6 +154,7 @@ class DetectResult(Settings):
                 lines.append(f"{name:<16} {mean:.3f}  [{self.low[name]:.3f}, {self.high[name]:.3f}]")
         if self.image_auroc is not None:
             lines.append(f"AUROC of images  {self.image_auroc:.3f}")
+        lines.append(f"leakage: {self.leakage}")
         return "\n".join(lines)
 
 
@@ -156,6 +170,9 @@ def run_detect(
     num_resamples: int = 1000,
     device: str | None = None,
     gallery: Gallery | None = None,
+    chosen: Sequence[int] | None = None,
+    allow_leakage: bool = False,
+    states: Sequence[Path] = (),
 ) -> DetectResult:
     """Learn where lesions are, and judge it lesion by lesion on images not seen.
 
@@ -170,12 +187,17 @@ def run_detect(
         num_resamples: of the bootstrap.
         device: where it runs, None takes a GPU if there is one.
         gallery: where pictures of the best, the median and the worst test image are put.
+        chosen: places of the test images to put there instead.
+        allow_leakage: go on where images were in the run's pretraining data; the result says so.
+        states: private folders of the builds of those data, see `leakage.check_leakage`.
 
     Raises:
         FrepaError: what is wrong with encoder, images or masks.
     """
     settings, training = settings or DetectSettings(), training or DenseTraining()
     pairs = read_masked(images, table, columns, seed=training.seed, keep_empty=keep_empty)
+    split = [(pair.image, pair.is_test) for pair in pairs]
+    leakage = check_split(encoder, split, images, table, allow=allow_leakage, states=states)
     to_learn, tests = ([pair for pair in pairs if pair.is_test == part] for part in (False, True))
     loaded = load_encoder(encoder, device)
     heat_of = learn_heat(loaded, to_learn, settings, training)
@@ -192,8 +214,8 @@ def run_detect(
     rows = [{"froc": froc, **row} for froc, row in zip(froc_by_image(found), rows, strict=True)]
     by_image = values_by_image(rows)
     if gallery is not None:
-        for word, place in worst_middle_best(by_image["froc"]):
-            gallery.append(_draw(heat_of, tests[place], training, f"{word}: {rows[place]['froc']:.2f} found"))
+        for word, place in shown_places(by_image["froc"], chosen):
+            gallery.append(_draw(heat_of, tests[place], training, f"{word}{rows[place]['froc']:.2f} found"))
     recalls, spread = froc_recalls(found), _resample(found, num_resamples, training.seed)
     low, high = intervals_over_images(rows, num_resamples, training.seed)
     ends = np.nanpercentile(spread, [2.5, 97.5], axis=0)
@@ -220,6 +242,8 @@ def run_detect(
         num_train=len(to_learn),
         settings=settings,
         training=training,
+        leakage=leakage,
+        groups=number_patients(read_patients(images, table, [pair.image for pair in tests])),
     )
 
 

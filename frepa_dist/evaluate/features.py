@@ -1,4 +1,4 @@
-"""Frozen encoders, whatever they come from, and the pooled features they give.
+"""Loads frozen encoders, whatever they come from.
 
 The feature of an image is the mean over positions (of a vision transformer: over patch tokens, the class
 token left out) after the final norm: what RetMAE's loss works on and what an exported folder gives in timm.
@@ -9,21 +9,15 @@ Shapes: B batch, S image side, N patches, K patches kept, D width, h = w sides o
 from __future__ import annotations
 
 import math
-import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from frepa_dist.evaluate.encoder import Encoder, to_map
 from frepa_dist.evaluate.timm_encoders import load_folder, load_timm
-from frepa_dist.evaluate.views import read_pixels
 from frepa_dist.methods.base import InputSettings, Student
 from frepa_dist.models.autoencoder import create_autoencoder
 from frepa_dist.models.backbones import BackboneSettings
@@ -38,11 +32,9 @@ from frepa_dist.models.vit_mae import (
     create_vit_mae,
 )
 from frepa_dist.runs import CONFIG, load_student
-from shards.formats.common import Pixels
 from shards.support.errors import ConfigError, DataError
-from shards.support.progress import Progress
 
-__all__ = ["Encoder", "extract_features", "load_encoder"]
+__all__ = ["Encoder", "load_encoder"]
 
 SOURCES = (
     "a run folder, an exported folder, an official MAE checkpoint (.pth, .safetensors), "
@@ -50,7 +42,6 @@ SOURCES = (
     "(`frepa backbones` lists them)"
 )
 RANDOM_SIZE = 224
-BATCHES_AHEAD = 2  # decoded while the device works
 
 
 def load_encoder(source: str | Path, device: str | torch.device | None = None) -> Encoder:
@@ -150,51 +141,3 @@ def _load_mae_file(source: str, path: Path, device: torch.device) -> Encoder:
     model = create_vit_mae(size, image_size=side * patch_size, patch_size=patch_size)
     load_mae_checkpoint(model, path)
     return _from_student(source, model, ModelConfig(), device)
-
-
-def extract_features(
-    encoder: Encoder, paths: Sequence[Path], *, batch_size: int = 64, description: str = "features"
-) -> npt.NDArray[np.float32]:
-    """Embed image files.
-
-    Args:
-        encoder: the encoder.
-        paths: n files.
-        batch_size: images at a time.
-        description: of the progress bar.
-
-    Returns:
-        (n, D).
-
-    Raises:
-        DataError: a file cannot be read, or a feature is not finite.
-    """
-    features = np.empty((len(paths), encoder.width), np.float32)
-    done = 0
-    with Progress(len(paths), description) as progress:
-        for images in _decode_ahead(paths, encoder.image_size, batch_size):
-            features[done : done + len(images)] = encoder.encode(images).cpu().numpy()
-            done += len(images)
-            progress.update(len(images))
-    if not np.isfinite(features).all():
-        raise DataError(
-            "the features hold NaN or infinity", where=encoder.name, fix="use an earlier checkpoint"
-        )
-    return features
-
-
-def _decode_ahead(paths: Sequence[Path], size: int, batch_size: int) -> Iterator[Tensor]:
-    """Decode files in threads (the decoders release the interpreter's lock), a bounded number ahead."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        waiting: deque[list[Future[Pixels]]] = deque()
-        for start in range(0, len(paths), batch_size):
-            batch = paths[start : start + batch_size]
-            waiting.append([pool.submit(read_pixels, path, size) for path in batch])
-            if len(waiting) > BATCHES_AHEAD:
-                yield _stack(waiting.popleft())
-        while waiting:
-            yield _stack(waiting.popleft())
-
-
-def _stack(images: Sequence[Future[Pixels]]) -> Tensor:
-    return torch.from_numpy(np.stack([future.result() for future in images]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,6 +59,8 @@ def run_steps(
     description: str,
     *,
     slow: Collection[nn.Module] = (),
+    scales: Mapping[int, float] | None = None,
+    silent: bool = False,
 ) -> None:
     """AdamW over all parameters that learn; the loss is looked at once an epoch.
 
@@ -69,11 +71,13 @@ def run_steps(
         config: how.
         description: of the progress bar.
         slow: encoders among or inside the modules, which learn at a rate of their own.
+        scales: factors of the learning rate, by the `id` of a parameter; 1 for those that are not named.
+        silent: show no progress.
 
     Raises:
         DivergedError: the loss is no number.
     """
-    groups = _parameter_groups(modules, slow, config)
+    groups = _parameter_groups(modules, slow, config, scales or {})
     optimizer = torch.optim.AdamW(groups)
     per_epoch = math.ceil(len(chosen) / config.batch_size)
     total = per_epoch * config.epochs
@@ -81,7 +85,7 @@ def run_steps(
     learning = [parameter for group in groups for parameter in group["params"]]
     for module in modules:
         module.train()
-    with Progress(total, description, unit="step") as progress:
+    with Progress(total, description, unit="step", silent=silent) as progress:
         for epoch in range(config.epochs):
             # the tag is part of the draws: another one would give other figures
             rng = sample_rng(config.seed, epoch, 0, "volumes of an epoch")
@@ -114,20 +118,24 @@ def _rate(step: int, total: int, config: HeadTraining) -> float:
 
 
 def _parameter_groups(
-    modules: Sequence[nn.Module], slow: Collection[nn.Module], config: HeadTraining
+    modules: Sequence[nn.Module],
+    slow: Collection[nn.Module],
+    config: HeadTraining,
+    scales: Mapping[int, float],
 ) -> list[dict[str, Any]]:
     """Parameters by rate and decay; biases, norms and the like do not decay."""
     are_slow = {id(parameter) for module in slow for parameter in module.parameters()}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
     for module in modules:
         for parameter in module.parameters():
             if parameter.requires_grad:
-                groups.setdefault((id(parameter) in are_slow, parameter.ndim > 1), []).append(parameter)
+                kind = (id(parameter) in are_slow, scales.get(id(parameter), 1.0), parameter.ndim > 1)
+                groups.setdefault(kind, []).append(parameter)
     return [
         {
             "params": parameters,
-            "lr": config.encoder_learning_rate if is_slow else config.learning_rate,
+            "lr": scale * (config.encoder_learning_rate if is_slow else config.learning_rate),
             "weight_decay": config.weight_decay if decays else 0.0,
         }
-        for (is_slow, decays), parameters in groups.items()
+        for (is_slow, scale, decays), parameters in groups.items()
     ]

@@ -22,11 +22,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from frepa_dist.evaluate.classifiers import choose_c, fit
 from frepa_dist.evaluate.encoder import Encoder
 from frepa_dist.evaluate.features import load_encoder
 from frepa_dist.evaluate.labelled import read_labeled
-from frepa_dist.evaluate.probe import choose_c, fit, split_parts
+from frepa_dist.evaluate.leakage import NOT_CHECKED, check_leakage
 from frepa_dist.evaluate.scores import accuracy, bootstrap_intervals, macro_auroc
+from frepa_dist.evaluate.splits import split_parts
 from frepa_dist.evaluate.views import read_pixels
 from frepa_dist.spectrum import gaussian_high_pass
 from shards.support.errors import DataError
@@ -53,6 +55,9 @@ class HighPassResult(Settings):
         chance: accuracy of always naming the class that most training images have.
         resampled: what the bootstrap draws, "images" or "patients".
         seed: of the split, the folds and the bootstrap.
+        y, groups: class and number of the patient (None: not known) of each test image.
+        scores: (F, n, K), at each cut-off those of each test image.
+        leakage: whether test images were in the pretraining data, in words.
     """
 
     encoder: str
@@ -72,6 +77,10 @@ class HighPassResult(Settings):
     chance: float
     resampled: str
     seed: int = Field(ge=0)
+    y: list[int] = Field(default_factory=list)
+    groups: list[int] | None = None
+    scores: list[list[list[float]]] = Field(default_factory=list)
+    leakage: str = NOT_CHECKED
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for a file."""
@@ -94,6 +103,7 @@ class HighPassResult(Settings):
                 )
             )
             lines.append(f"{name:>14} {shares}")
+        lines.append(f"leakage: {self.leakage}")
         return "\n".join(lines)
 
 
@@ -108,6 +118,8 @@ def run_highpass(
     seed: int = 0,
     num_resamples: int = 1000,
     device: str | None = None,
+    allow_leakage: bool = False,
+    states: Sequence[Path] = (),
 ) -> HighPassResult:
     """Probe an encoder, and test the probe on images that are high-passed more and more.
 
@@ -121,6 +133,8 @@ def run_highpass(
         seed: of the split, where none is given, of the folds and of the bootstrap.
         num_resamples: of the bootstrap.
         device: where the encoder runs, None takes a GPU if there is one.
+        allow_leakage: go on where test images were in the run's pretraining data; the result says so.
+        states: private folders of the builds of those data, see `leakage.check_leakage`.
 
     Raises:
         FrepaError: what is wrong with encoder, images or labels.
@@ -130,6 +144,15 @@ def run_highpass(
     y = np.array([names.index(label) for label in labeled.labels], np.int64)
     groups = None if labeled.patients is None else np.unique(labeled.patients, return_inverse=True)[1]
     is_test = split_parts(labeled, y, groups, seed, where=labels or images)
+    leakage = check_leakage(
+        encoder,
+        labeled.paths,
+        images=images,
+        allow=allow_leakage,
+        states=states,
+        patients=labeled.patients,
+        tested=is_test.tolist(),
+    )
     to_learn, to_test = (
         [path for path, is_there in zip(labeled.paths, part, strict=True) if is_there]
         for part in (~is_test, is_test)
@@ -164,6 +187,10 @@ def run_highpass(
         chance=float(np.mean(y[is_test] == np.bincount(y[~is_test]).argmax())),
         resampled="images" if groups is None else "patients",
         seed=seed,
+        y=y[is_test].tolist(),
+        groups=None if test_groups is None else np.unique(test_groups, return_inverse=True)[1].tolist(),
+        scores=[s.tolist() for s in scores],
+        leakage=leakage,
     )
 
 

@@ -44,6 +44,13 @@ def intervals_over_images(
     return dict(zip(names, low.tolist(), strict=True)), dict(zip(names, high.tolist(), strict=True))
 
 
+def shown_places(values: Sequence[float | None], chosen: Sequence[int] | None) -> list[tuple[str, int]]:
+    """Places of the images to show, chosen or else `worst_middle_best`, with words to begin with."""
+    if chosen is not None:
+        return [("", place) for place in chosen if place < len(values)]
+    return [(f"{word}: ", place) for word, place in worst_middle_best(values)]
+
+
 def worst_middle_best(values: Sequence[float | None]) -> list[tuple[str, int]]:
     """Places of the best, the median and the worst image by a measure that is better the higher it is.
 

@@ -20,6 +20,7 @@ from shards.formats.common import Pixels
 from shards.read.draws import sample_rng
 from shards.read.views import three_planes
 from shards.support.errors import DataError
+from shards.support.settings import Settings
 
 TEST_SHARE = 4  # a split that is made holds out one image, or patient, of so many
 
@@ -43,8 +44,7 @@ class MaskedImage:
     is_test: bool
 
 
-@dataclass(frozen=True)
-class Columns:
+class Columns(Settings):
     """Columns of the table that name files of masks; only `mask` has to be there.
 
     Attributes:
@@ -120,6 +120,29 @@ def read_split(images: Path, table: Path | None, *, seed: int = 0) -> list[tuple
         tests = _test_rows(rows, SPLIT in header, table, seed)
     _check_parts(paths, tests, table or images)
     return list(zip(paths, tests, strict=True))
+
+
+def read_patients(images: Path, table: Path | None, files: Sequence[Path]) -> list[str] | None:
+    """Name the patient of each file as the table has it, empty where it has none; None without such a column.
+
+    Raises:
+        ConfigError, DataError: the table cannot be read.
+    """
+    if table is None:
+        return None
+    header, rows = read_rows(table, (FILENAME,))
+    if PATIENT not in header:
+        return None
+    known = {images / row[FILENAME]: row[PATIENT] for row in rows}
+    return [known[path] for path in files]
+
+
+def number_patients(patients: Sequence[str] | None) -> list[int] | None:
+    """Numbers in the place of names, which a result does not keep; a file without a patient has its own."""
+    if patients is None:
+        return None
+    names = [name or f"(row {number})" for number, name in enumerate(patients)]
+    return [int(number) for number in np.unique(names, return_inverse=True)[1]]
 
 
 def _check_parts(files: Sequence[Path], tests: Sequence[bool], where: Path) -> None:

@@ -202,6 +202,45 @@ def intervals_figure(
     return figure
 
 
+def forest_figure(
+    labels: Sequence[str],
+    values: Sequence[float],
+    intervals: Sequence[tuple[float, float] | None],
+    points: Sequence[Sequence[float]],
+    *,
+    xlabel: str,
+    reference: float | None = None,
+) -> Figure:
+    """Draw means with their intervals and what they are means of, one below the other.
+
+    Args:
+        labels: what each mean is of.
+        values: n means.
+        intervals: low and high end of each, None where there is none.
+        points: of each mean its values, as small circles where there are several.
+        xlabel: what the values are.
+        reference: a value to mark, such as no difference.
+    """
+    figure = Figure(figsize=(7.6, 0.9 + 0.3 * len(labels)), layout="constrained")
+    axes = figure.subplots()
+    for place, (value, interval, some) in enumerate(zip(values, intervals, points, strict=True)):
+        if interval is not None:
+            axes.plot(interval, [place, place], color=COLORS[0], linewidth=2, solid_capstyle="butt")
+        axes.plot([value], [place], "s", color=COLORS[0], markersize=6)
+        if len(some) > 1:
+            axes.plot(some, [place] * len(some), "o", color="black", markersize=4, markerfacecolor="none")
+    if reference is not None:
+        axes.axvline(reference, color=COLORS[-1], linewidth=1, linestyle="--")
+    axes.margins(x=0.08)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_xlabel(xlabel, fontsize=9)
+    _style(axes)
+    axes.tick_params(axis="y", labelsize=9, length=0)
+    axes.grid(visible=False, axis="y")
+    return figure
+
+
 def phases_figure(seconds: Mapping[str, float]) -> Figure:
     """Draw how a step's time is spent: one bar, a part of it for each phase, in seconds."""
     figure = Figure(figsize=(7.6, 1.6), layout="constrained")
@@ -222,4 +261,42 @@ def phases_figure(seconds: Mapping[str, float]) -> Figure:
         loc="outside upper left",
         ncols=min(7, len(seconds) or 1),
     )
+    return figure
+
+
+def share_figure(
+    lines: Mapping[str, Sequence[tuple[float, float, float | None]]],
+    ylabel: str,
+    *,
+    xlabel: str = "labels of the training part",
+    are_counts: bool = False,
+) -> Figure:
+    """Draw values over the share of the labels, or over a number of images, on a logarithmic axis.
+
+    Args:
+        lines: by encoder: share or number, mean, and standard deviation or None.
+        ylabel: what the values are.
+        xlabel: what the shares or numbers are of.
+        are_counts: whether these are numbers.
+    """
+    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for (name, points), color in zip(
+        lines.items(), COLORS * math.ceil(len(lines) / len(COLORS)), strict=False
+    ):
+        shares, means, spreads = zip(*points, strict=True)
+        errors = [spread or 0.0 for spread in spreads]
+        axes.errorbar(
+            shares, means, yerr=errors, color=color, label=name, marker="o", markersize=4, linewidth=1.6,
+            capsize=2,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    ticks = sorted({share for points in lines.values() for share, _, _ in points})
+    axes.set_xticks(ticks, [f"{tick:,.0f}" if are_counts else f"{100 * tick:.4g}%" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel(xlabel, fontsize=9)
+    axes.set_ylabel(ylabel, fontsize=9)
+    axes.margins(x=0.08)
+    axes.legend(fontsize=8, frameon=False, labelcolor="black", loc="best")
+    _style(axes)
     return figure

@@ -1,267 +1,249 @@
-"""Linear probe: logistic regression on frozen features, judged by the area under the ROC curve (AUROC).
+"""Probes: a classifier on frozen features, or the encoder fine-tuned, judged on images it has not seen.
 
-Features are standardized by the training part; the strength of the penalty is chosen by cross-validation
-inside the training part; the test part is used once. Where patients are known, no patient is on two sides of
-any split, and the bootstrap draws patients, since two eyes of one are no two independent images.
+The papers' protocol is the logistic regression. Features are standardized by the training part; what a head
+chooses it chooses by cross-validation inside the training part; the test part is used once. Where patients
+are known, no patient is on two sides of any split, and the bootstrap draws patients, since two eyes of one
+are no two independent images.
 
 Shapes: n images, D width, K classes.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Collection
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from frepa_dist.evaluate.features import extract_features, load_encoder
-from frepa_dist.evaluate.labelled import LabeledImages, read_labeled
-from frepa_dist.evaluate.scores import Bool, Float64, Int64, bootstrap_intervals, macro_auroc
-from shards.support.errors import DataError
-from shards.support.progress import track
-from shards.support.settings import Settings
+from frepa_dist.evaluate.classifiers import Classifier, Features, LinearTraining, fit_classifier
+from frepa_dist.evaluate.encoder import Encoder
+from frepa_dist.evaluate.extract import Extraction, extract, refuse_launcher
+from frepa_dist.evaluate.features import load_encoder
+from frepa_dist.evaluate.finetune import FineTuning, finetune, predict
+from frepa_dist.evaluate.leakage import NOT_CHECKED, check_leakage
+from frepa_dist.evaluate.pictures import FilePictures
+from frepa_dist.evaluate.probe_result import ProbeResult, Transfer, estimate, image_scores
+from frepa_dist.evaluate.scores import Float64
+from frepa_dist.evaluate.task import Parts, ProbeTask, read_parts
+from shards.support.errors import ConfigError
+from shards.support.settings import apply_overrides, validate
 
-C_GRID = tuple(10.0**power for power in range(-5, 3))  # inverse strength of the L2 penalty
-NUM_FOLDS = 5  # of the cross-validation
-TEST_FOLDS = 4  # a split that is made holds out one of these
-MAX_ITERATIONS = 2000
+Head = Literal[Classifier, "finetune"]
 
 
-class ProbeResult(Settings):
-    """What a probe found, and how.
+@dataclass(frozen=True)
+class Judged:
+    """What a head said of the test part.
 
     Attributes:
-        encoder: what was probed.
-        images: where the images lie.
-        label_column: the column of labels, None for a folder per class.
-        classes: names, sorted; of two, the AUROC is that of the second.
-        num_train, num_test: images of each class.
-        num_left_out: rows without a label, or of other classes.
-        split: "given", or "made" with `seed`.
-        resampled: what the bootstrap draws, "images" or "patients".
-        c: the inverse penalty that was chosen; `c_at_edge` says that it is the least or largest tried.
-        inner_auroc: mean AUROC of the cross-validation with it.
-        auroc: on the test part; of several classes, the mean of one against the rest.
-        low, high: 95% bootstrap interval (percentiles).
-        num_resamples: of the bootstrap.
-        seed: of the split, the folds and the bootstrap.
-        smoke_test: the labels mean nothing medical; only that the probe ran is to be seen.
+        scores: (n, K).
+        head: which head.
+        chosen, at_edge, inner_auroc, training, num_parameters: see `ProbeResult`.
     """
 
-    encoder: str
-    images: str
-    label_column: str | None
-    classes: list[str]
-    num_train: list[int]
-    num_test: list[int]
-    num_left_out: int
-    split: str
-    resampled: str
-    c: float
-    c_at_edge: bool
-    inner_auroc: float
-    auroc: float
-    low: float
-    high: float
-    num_resamples: int
-    seed: int
-    smoke_test: bool
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain data for a file."""
-        return self.model_dump(mode="json")
-
-    def describe(self) -> str:
-        """A few lines for the terminal."""
-        classes = ", ".join(
-            f"{name} {train} + {test}"
-            for name, train, test in zip(self.classes, self.num_train, self.num_test, strict=True)
-        )
-        kind = "AUROC" if len(self.classes) == 2 else "AUROC (mean of one against the rest)"
-        smoke = "\na smoke test: these labels compare no methods" if self.smoke_test else ""
-        return (
-            f"{kind} {self.auroc:.3f}  95% interval [{self.low:.3f}, {self.high:.3f}]  C = {self.c:g}\n"
-            f"classes (train + test): {classes}; split {self.split}; {self.num_left_out} left out{smoke}"
-        )
+    scores: Float64
+    head: str
+    chosen: dict[str, float]
+    at_edge: bool = False
+    inner_auroc: float | None = None
+    training: dict[str, Any] | None = None
+    num_parameters: int | None = None
 
 
 def run_probe(
     encoder: str,
-    images: Path,
-    labels: Path | None = None,
+    task: ProbeTask,
     *,
-    label_column: str = "label",
-    classes: Collection[str] | None = None,
-    seed: int = 0,
-    num_resamples: int = 1000,
-    batch_size: int = 64,
-    device: str | None = None,
-    smoke_test: bool = False,
+    head: Head = "logistic",
+    train: Sequence[str] = (),
+    extraction: Extraction | None = None,
+    allow_leakage: bool = False,
+    states: Sequence[Path] = (),
 ) -> ProbeResult:
     """Probe an encoder on labeled images.
 
     Args:
         encoder: see `features.SOURCES`.
-        images: folder of the images.
-        labels: CSV file, None for a folder per class (see `labelled.read_labeled`).
-        label_column: its column of labels.
-        classes: the only classes to use, None for all.
-        seed: of the split, where none is given, of the folds and of the bootstrap.
-        num_resamples: of the bootstrap.
-        batch_size: images at a time.
-        device: where the encoder runs, None takes a GPU if there is one.
-        smoke_test: say with the result that its labels are not medical.
+        task: the images, and what is to be told.
+        head: what stands on the encoder.
+        train: overrides of the training of `linear` (`LinearTraining`) or `finetune` (`FineTuning`).
+        extraction: how features are computed; of `finetune` the device and the batch of the test part.
+        allow_leakage: go on where test images were in the run's pretraining data; the result says so.
+        states: private folders of the builds of those data, see `leakage.check_leakage`.
 
     Raises:
         FrepaError: what is wrong with encoder, images or labels.
     """
-    labeled = read_labeled(images, labels, label_column=label_column, classes=classes)
-    names = sorted(set(labeled.labels))
-    y = np.array([names.index(label) for label in labeled.labels], np.int64)
-    groups = None if labeled.patients is None else np.unique(labeled.patients, return_inverse=True)[1]
-    is_test = split_parts(labeled, y, groups, seed, where=labels or images)
-    loaded = load_encoder(encoder, device)
-    x = extract_features(loaded, labeled.paths, batch_size=batch_size)
-    c, inner = choose_c(x[~is_test], y[~is_test], None if groups is None else groups[~is_test], seed)
-    scores = fit(x[~is_test], y[~is_test], c).scores(x[is_test])
-    test_groups = None if groups is None else groups[is_test]
-    ((low, high),) = bootstrap_intervals(scores, y[is_test], test_groups, num_resamples, seed)
-    return ProbeResult(
-        encoder=loaded.name,
-        images=str(images),
-        label_column=None if labels is None else label_column,
-        classes=names,
-        num_train=np.bincount(y[~is_test], minlength=len(names)).tolist(),
-        num_test=np.bincount(y[is_test], minlength=len(names)).tolist(),
-        num_left_out=labeled.num_left_out,
-        split="made" if labeled.splits is None else "given",
-        resampled="images" if groups is None else "patients",
-        c=c,
-        c_at_edge=c in (C_GRID[0], C_GRID[-1]),
-        inner_auroc=inner,
-        auroc=macro_auroc(scores, y[is_test]),
-        low=low,
-        high=high,
-        num_resamples=num_resamples,
-        seed=seed,
-        smoke_test=smoke_test,
-    )
+    refuse_launcher()
+    extraction = extraction or Extraction()
+    tuning = _fine_tuning(train, task.seed) if head == "finetune" else None
+    training = None if head == "finetune" else linear_training(head, train, task.seed)
+    if tuning is not None and (extraction.cache is not None or extraction.num_ranks > 1):
+        raise ConfigError(
+            "an encoder that learns has no features to keep, and learns on one rank",
+            where="--head finetune",
+            fix="leave --cache and --num-ranks out",
+        )
+    parts = read_parts(task)
+    leakage = find_leaks(encoder, parts, allow_leakage, states)
+    loaded = load_encoder(encoder, extraction.device)
+    if tuning is not None:
+        judged = judge_finetuned(loaded, parts, tuning, extraction)
+    else:
+        assert head != "finetune"
+        x, test_x = extract_parts(encoder, loaded, parts, extraction)
+        judged = judge_features(head, x, test_x, parts, task.seed, training)
+    return probe_result(loaded.name, task, parts, judged).model_copy(update={"leakage": leakage})
 
 
-def split_parts(labeled: LabeledImages, y: Int64, groups: Int64 | None, seed: int, where: object) -> Bool:
-    """Which images are the test part, (n,); checks that both parts can be used.
+def find_leaks(encoder: str, parts: Parts, allow: bool, states: Sequence[Path]) -> str:
+    """Say whether pictures of the test part were in the pretraining data of a run.
 
     Raises:
-        DataError: a class has too few images, or a patient is on both sides.
+        DataError: some were, and that is not allowed.
     """
-    if labeled.splits is not None:
-        is_test = np.array([split == "test" for split in labeled.splits])
-    else:
-        folds = stratified_folds(y, groups, TEST_FOLDS, seed)
-        if not folds:
-            raise _too_few(labeled, where)
-        is_test = np.zeros(len(y), bool)
-        is_test[folds[0][1]] = True
-    if groups is not None and set(groups[is_test]) & set(groups[~is_test]):
-        raise DataError(
-            "the split that is given has images of one patient on both sides",
-            where=where,
-            fix="split by patient",
+    pictures = parts.test.pictures
+    if not isinstance(pictures, FilePictures):
+        return f"{NOT_CHECKED}: the images come from a dataset of shards"
+    return check_leakage(
+        encoder,
+        [pictures.folder / name for name in pictures.names],
+        images=pictures.folder,
+        allow=allow,
+        states=states,
+        patients=parts.test.patients,
+        tested=parts.is_test.tolist(),
+    )
+
+
+def linear_training(head: Classifier, overrides: Sequence[str], seed: int) -> LinearTraining | None:
+    """Settings of the head `linear`, None for those that are not trained by steps.
+
+    Raises:
+        ConfigError: a setting is unknown, or the head has none.
+    """
+    if head == "linear":
+        return validate(LinearTraining, apply_overrides({"seed": seed}, overrides), where="--train")
+    if overrides:
+        raise ConfigError(
+            f"the head '{head}' is not trained by steps",
+            where=f"--train {overrides[0]}",
+            allowed="settings of the heads linear and finetune",
         )
-    train, test = (np.bincount(part, minlength=y.max() + 1) for part in (y[~is_test], y[is_test]))
-    if train.min() < 2 or test.min() < 1:
-        raise _too_few(labeled, where)
-    return is_test
+    return None
 
 
-def _too_few(labeled: LabeledImages, where: object) -> DataError:
-    counts = {name: labeled.labels.count(name) for name in sorted(set(labeled.labels))}
-    return DataError(
-        f"too few images of a class: {', '.join(f'{name} {count}' for name, count in counts.items())}",
-        where=where,
-        allowed="two training images and one test image of each class, of different patients",
-        fix="add images, or leave the class out",
-    )
+def _fine_tuning(overrides: Sequence[str], seed: int) -> FineTuning:
+    return validate(FineTuning, apply_overrides({"seed": seed}, overrides), where="--train")
 
 
-def stratified_folds(y: Int64, groups: Int64 | None, most: int, seed: int) -> list[tuple[Int64, Int64]]:
-    """Stratified folds (indices of the training part, of the other), every class on both sides of each.
-
-    There are as many folds as the rarest class has images (patients), at most `most`; none below 2.
-    """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-    rarest = min(
-        len(np.unique(np.arange(len(y))[y == k] if groups is None else groups[y == k])) for k in set(y)
-    )
-    num = min(most, rarest)
-    if num < 2:
-        return []
-    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
-    folds = kind(num, shuffle=True, random_state=seed).split(y, y, groups)
-    num_classes = len(set(y))
-    return [(a, b) for a, b in folds if len(set(y[a])) == len(set(y[b])) == num_classes]
+def extract_parts(
+    source: str, encoder: Encoder, parts: Parts, extraction: Extraction
+) -> tuple[Features, Features]:
+    """Features of all pictures of both sets, the same array where they are one."""
+    x = extract(source, parts.train.pictures, extraction, encoder=encoder)
+    if parts.test is parts.train:
+        return x, x
+    return x, extract(source, parts.test.pictures, extraction, encoder=encoder)
 
 
-class LinearProbe:
-    """A fitted standardization and logistic regression."""
-
-    def __init__(self, scaler: Any, regression: Any) -> None:
-        self._scaler, self._regression = scaler, regression
-
-    def scores(self, x: npt.NDArray[np.floating[Any]]) -> Float64:
-        """Scores (n, K) of features (n, D), higher is likelier; only the order in a column counts."""
-        standardized = self._scaler.transform(x)
-        if len(self._regression.classes_) > 2:
-            return np.asarray(self._regression.predict_proba(standardized), np.float64)
-        # probabilities would run into ties at 0 and 1
-        decision = np.asarray(self._regression.decision_function(standardized), np.float64)
-        return np.stack([-decision, decision], axis=1)
-
-
-def fit(x: npt.NDArray[np.floating[Any]], y: Int64, c: float) -> LinearProbe:
-    """Fit logistic regression on standardized features (n, D) and classes (n,) 0..K-1."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler().fit(np.asarray(x, np.float64))
-    with warnings.catch_warnings():
-        # the weakest penalties converge slowly; cross-validation judges what came out
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        regression = LogisticRegression(C=c, max_iter=MAX_ITERATIONS).fit(scaler.transform(x), y)
-    return LinearProbe(scaler, regression)
-
-
-def choose_c(
-    x: npt.NDArray[np.floating[Any]], y: Int64, groups: Int64 | None, seed: int
-) -> tuple[float, float]:
-    """Choose the inverse penalty of the highest mean AUROC over folds; the stronger penalty of equals.
+def judge_features(
+    head: Classifier,
+    x: Features,
+    test_x: Features,
+    parts: Parts,
+    seed: int,
+    training: LinearTraining | None = None,
+    *,
+    silent: bool = False,
+) -> Judged:
+    """Fit a head to features of the training part, and let it score the test part.
 
     Args:
-        x: (n, D) training features.
-        y: (n,) classes.
-        groups: (n,) patients, or None.
+        head: which.
+        x: (n, D) of all pictures of `parts.train`.
+        test_x: of all pictures of `parts.test`.
+        parts: which of them are learned from, and which are judged.
         seed: of the folds.
-
-    Returns:
-        The inverse penalty and its mean AUROC.
+        training: of `linear`.
+        silent: show no progress.
 
     Raises:
-        DataError: there are too few images of a class for two folds.
+        DataError: there are too few images of a class to choose by.
     """
-    folds = stratified_folds(y, groups, NUM_FOLDS, seed)
-    if not folds:
-        raise DataError(
-            "too few training images of a class to choose the penalty by cross-validation",
-            allowed="two of each class, of different patients",
-        )
-    means = [
-        float(np.mean([macro_auroc(fit(x[a], y[a], c).scores(x[b]), y[b]) for a, b in folds]))
-        for c in track(C_GRID, total=len(C_GRID), description="choose C", unit="value")
-    ]
-    best = int(np.argmax(means))
-    return C_GRID[best], means[best]
+    fitted = fit_classifier(head, x[parts.is_train], parts.y, parts.groups, seed, training, silent=silent)
+    return Judged(
+        scores=fitted.scores(test_x[parts.is_test]),
+        head=head,
+        chosen=fitted.chosen,
+        at_edge=fitted.at_edge,
+        inner_auroc=fitted.inner_auroc,
+        training=None if training is None else training.model_dump(mode="json"),
+        num_parameters=(x.shape[1] + 1) * len(parts.train.classes) if head == "linear" else None,
+    )
+
+
+def judge_finetuned(encoder: Encoder, parts: Parts, training: FineTuning, extraction: Extraction) -> Judged:
+    """Fine-tune an encoder, which has other weights afterwards, and let it score the test part.
+
+    Raises:
+        ConfigError: the encoder does not show its weights.
+        DivergedError: the loss is no number.
+    """
+    data = parts.train
+    chosen, asked = np.flatnonzero(parts.is_train), np.flatnonzero(parts.is_test)
+    tuned = finetune(encoder, data.pictures, chosen, data.y, len(data.classes), training)
+    return Judged(
+        scores=predict(tuned, parts.test.pictures, asked, extraction.batch_size),
+        head="finetune",
+        chosen={},
+        training=training.model_dump(mode="json"),
+        num_parameters=tuned.num_parameters,
+    )
+
+
+def probe_result(encoder: str, task: ProbeTask, parts: Parts, judged: Judged) -> ProbeResult:
+    """Measure what a head said of the test part.
+
+    Args:
+        encoder: its name.
+        task: what was to be told.
+        parts: of the images.
+        judged: what the head said.
+    """
+    data, test = parts.train, parts.test
+    return ProbeResult(
+        encoder=encoder,
+        images=data.pictures.where,
+        label_column=data.label_column,
+        classes=data.classes,
+        are_grades=task.are_grades,
+        num_train=data.counts(parts.is_train),
+        num_test=test.counts(parts.is_test),
+        num_left_out=data.num_left_out + (0 if test is data else test.num_left_out),
+        split=parts.split,
+        transfer=None
+        if test is data
+        else Transfer(images=test.pictures.where, label_column=test.label_column),
+        head=judged.head,
+        chosen=judged.chosen,
+        at_edge=judged.at_edge,
+        inner_auroc=judged.inner_auroc,
+        training=judged.training,
+        num_parameters=judged.num_parameters,
+        resampled="images" if parts.test_groups is None else "patients",
+        measures=estimate(
+            judged.scores,
+            parts.test_y,
+            parts.test_groups,
+            are_grades=task.are_grades,
+            num_resamples=task.num_resamples,
+            seed=task.seed,
+        ),
+        num_resamples=task.num_resamples,
+        seed=task.seed,
+        smoke_test=task.smoke_test,
+        test=image_scores(test, parts.is_test, judged.scores),
+    )

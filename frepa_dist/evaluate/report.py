@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from frepa_dist.config import RunConfig
 from frepa_dist.evaluate.cka import CkaResult
 from frepa_dist.evaluate.plots import curve_figure, intervals_figure, phases_figure
-from frepa_dist.evaluate.probe import ProbeResult
+from frepa_dist.evaluate.probe_result import SHOWN, ProbeResult
 from frepa_dist.evaluate.report_pictures import add_pictures
 from frepa_dist.runs import (
     CHECKPOINTS,
@@ -199,7 +199,7 @@ def add_cka(page: Page, result: CkaResult | None) -> None:
 
 def add_probes(page: Page, probes: Sequence[ProbeResult]) -> None:
     """Draw the AUROC of each probe with its interval, and say what it stands on."""
-    page.heading("Linear probe")
+    page.heading("Probe")
     if not probes:
         page.text(
             "Not measured: frepa evaluate probe RUN IMAGES --out FILE, then frepa report RUN --probe FILE."
@@ -212,29 +212,41 @@ def add_probes(page: Page, probes: Sequence[ProbeResult]) -> None:
         )
     figure = intervals_figure(
         [probe.encoder if len(probes) > 1 else "AUROC" for probe in probes],
-        [probe.auroc for probe in probes],
-        [(probe.low, probe.high) for probe in probes],
+        [probe.auroc.value for probe in probes],
+        [(probe.auroc.low, probe.auroc.high) for probe in probes],
         xlabel="AUROC (dashed: chance)",
         limits=(0.4, 1.0),
         reference=0.5,
         bars=False,
     )
     page.figure(figure, "Area under the ROC curve on the test part, 95% bootstrap interval.")
+    names = list(dict.fromkeys(name for probe in probes for name in probe.measures))
     page.table(
-        ["encoder", "AUROC", "95% interval", "classes (train + test)", "split", "resampled", "C"],
+        ["encoder", *(SHOWN.get(name, name) for name in names)],
         [
             (
                 probe.encoder,
-                f"{probe.auroc:.3f}",
-                f"{probe.low:.3f} to {probe.high:.3f}",
-                _describe_classes(probe),
-                probe.split,
-                probe.resampled,
-                f"{probe.c:g}" + (" (edge of the grid)" if probe.c_at_edge else ""),
+                *(probe.measures[name].describe() if name in probe.measures else "" for name in names),
             )
             for probe in probes
         ],
     )
+    page.table(
+        ["encoder", "head", "classes (train + test)", "split", "resampled"],
+        [
+            (
+                probe.encoder,
+                f"{probe.head} {probe.describe_choice()}".strip(),
+                _describe_classes(probe),
+                f"transfer to {probe.transfer.images}" if probe.transfer else probe.split,
+                probe.resampled,
+            )
+            for probe in probes
+        ],
+    )
+    for probe in probes:
+        found = f"Leakage, {probe.encoder}: {probe.leakage}."
+        (page.note if "allowed" in probe.leakage else page.text)(found)
 
 
 def _describe_classes(probe: ProbeResult) -> str:

@@ -36,11 +36,12 @@ from frepa_dist.evaluate.heads import seeded
 from frepa_dist.evaluate.image_measures import (
     intervals_over_images,
     mean_over_images,
+    shown_places,
     values_by_image,
-    worst_middle_best,
 )
+from frepa_dist.evaluate.leakage import NOT_CHECKED, check_split
 from frepa_dist.evaluate.overlays import Gallery, to_picture
-from frepa_dist.evaluate.pairs import load_image, read_split
+from frepa_dist.evaluate.pairs import load_image, number_patients, read_patients, read_split
 from frepa_dist.evaluate.restore_head import RestoreHead, RestoreTraining
 from frepa_dist.evaluate.tiles import cut_tiles
 from shards.formats.common import Pixels
@@ -65,6 +66,8 @@ class RestoreResult(Settings):
         num_train: training images.
         num_parameters: of the decoder.
         training: how.
+        leakage: whether images were in the pretraining data, in words.
+        groups: number of the patient of each test image, None where patients are not known.
     """
 
     encoder: str
@@ -80,6 +83,8 @@ class RestoreResult(Settings):
     num_train: int
     num_parameters: int
     training: RestoreTraining
+    leakage: str = NOT_CHECKED
+    groups: list[int] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for a file."""
@@ -97,6 +102,7 @@ class RestoreResult(Settings):
                 f"{name:<5} {mean:7.3f}  [{self.low[name]:.3f}, {self.high[name]:.3f}]  "
                 f"the degraded image {self.degraded.get(name, float('nan')):.3f}"
             )
+        lines.append(f"leakage: {self.leakage}")
         return "\n".join(lines)
 
 
@@ -124,6 +130,9 @@ def run_restore(
     num_resamples: int = 1000,
     device: str | None = None,
     gallery: Gallery | None = None,
+    chosen: Sequence[int] | None = None,
+    allow_leakage: bool = False,
+    states: Sequence[Path] = (),
 ) -> RestoreResult:
     """Train a decoder of images on a frozen encoder, and judge it on images it has not seen.
 
@@ -136,6 +145,9 @@ def run_restore(
         num_resamples: of the bootstrap.
         device: where it runs, None takes a GPU if there is one.
         gallery: where pictures of the best, the median and the worst test image (by PSNR) are put.
+        chosen: places of the test images to put there instead.
+        allow_leakage: go on where images were in the run's pretraining data; the result says so.
+        states: private folders of the builds of those data, see `leakage.check_leakage`.
 
     Raises:
         FrepaError: what is wrong with encoder or images.
@@ -146,6 +158,8 @@ def run_restore(
         _choose([path for path, is_test in split if is_test == part], training, part)
         for part in (False, True)
     )
+    used = [*((path, False) for path in to_learn), *((path, True) for path in to_test)]
+    leakage = check_split(encoder, used, images, table, allow=allow_leakage, states=states)
     loaded = load_encoder(encoder, device)
     head = train_restorer(loaded, to_learn, degradation, training)
     first = len(to_learn)  # noise is numbered on, so that no test image has that of a training image
@@ -156,12 +170,12 @@ def run_restore(
         baseline.append(image_measures(seen, clean))
     by_image = values_by_image(rows)
     if gallery is not None:
-        for word, place in worst_middle_best(by_image["psnr"]):
+        for word, place in shown_places(by_image["psnr"], chosen):
             clean, seen = load_pair(to_test[place], degradation, training, first + place)
             gallery.append(
                 [
                     (to_picture(seen), f"degraded: {_words(baseline[place])}"),
-                    (to_picture(restore_image(loaded, head, seen)), f"{word}: {_words(rows[place])}"),
+                    (to_picture(restore_image(loaded, head, seen)), f"{word}{_words(rows[place])}"),
                     (to_picture(clean), f"clean: {to_test[place].name}"),
                 ]
             )
@@ -180,6 +194,8 @@ def run_restore(
         num_train=len(to_learn),
         num_parameters=sum(parameter.numel() for parameter in head.parameters()),
         training=training,
+        leakage=leakage,
+        groups=number_patients(read_patients(images, table, to_test)),
     )
 
 

@@ -35,9 +35,10 @@ from frepa_dist.evaluate.heads import seeded
 from frepa_dist.evaluate.image_measures import (
     intervals_over_images,
     mean_over_images,
+    shown_places,
     values_by_image,
-    worst_middle_best,
 )
+from frepa_dist.evaluate.leakage import NOT_CHECKED, check_split
 from frepa_dist.evaluate.masks import mask_measures
 from frepa_dist.evaluate.overlays import Gallery, fit_picture, overlay_masks, to_picture
 from frepa_dist.evaluate.pairs import (
@@ -46,7 +47,9 @@ from frepa_dist.evaluate.pairs import (
     load_image,
     load_mask,
     load_truth,
+    number_patients,
     read_masked,
+    read_patients,
     resize_mask,
 )
 from frepa_dist.evaluate.tiles import cut_tiles
@@ -74,6 +77,8 @@ class SegmentResult(Settings):
         num_train: training images.
         num_parameters: of the decoder.
         training: how.
+        leakage: whether images were in the pretraining data, in words.
+        groups: number of the patient of each test image, None where patients are not known.
     """
 
     encoder: str
@@ -87,6 +92,8 @@ class SegmentResult(Settings):
     num_train: int
     num_parameters: int
     training: DenseTraining
+    leakage: str = NOT_CHECKED
+    groups: list[int] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for a file."""
@@ -98,6 +105,7 @@ class SegmentResult(Settings):
         for name, mean in self.mean.items():
             human = f"  second observer {self.observer[name]:.3f}" if name in self.observer else ""
             lines.append(f"{name:<12} {mean:.3f}  [{self.low[name]:.3f}, {self.high[name]:.3f}]{human}")
+        lines.append(f"leakage: {self.leakage}")
         return "\n".join(lines)
 
 
@@ -123,6 +131,9 @@ def run_segment(
     num_resamples: int = 1000,
     device: str | None = None,
     gallery: Gallery | None = None,
+    chosen: Sequence[int] | None = None,
+    allow_leakage: bool = False,
+    states: Sequence[Path] = (),
 ) -> SegmentResult:
     """Train a decoder on a frozen encoder, and judge it on images it has not seen.
 
@@ -135,12 +146,17 @@ def run_segment(
         num_resamples: of the bootstrap.
         device: where it runs, None takes a GPU if there is one.
         gallery: where pictures of the best, the median and the worst test image (by Dice) are put.
+        chosen: places of the test images to put there instead.
+        allow_leakage: go on where images were in the run's pretraining data; the result says so.
+        states: private folders of the builds of those data, see `leakage.check_leakage`.
 
     Raises:
         FrepaError: what is wrong with encoder, images or masks.
     """
     training = training or DenseTraining()
     pairs = read_masked(images, table, columns, seed=training.seed)
+    split = [(pair.image, pair.is_test) for pair in pairs]
+    leakage = check_split(encoder, split, images, table, allow=allow_leakage, states=states)
     loaded = load_encoder(encoder, device)
     head = train_decoder(loaded, [pair for pair in pairs if not pair.is_test], training)
     tests = [pair for pair in pairs if pair.is_test]
@@ -155,8 +171,8 @@ def run_segment(
     low, high = intervals_over_images(rows, num_resamples, training.seed)
     by_image = values_by_image(rows)
     if gallery is not None:
-        for word, place in worst_middle_best(by_image["dice"]):
-            words = f"{word}: Dice {rows[place]['dice']:.3f}"
+        for word, place in shown_places(by_image["dice"], chosen):
+            words = f"{word}Dice {rows[place]['dice']:.3f}"
             gallery.append(draw_masks(loaded, head, tests[place], training, words))
     return SegmentResult(
         encoder=loaded.name,
@@ -170,6 +186,8 @@ def run_segment(
         num_train=len(pairs) - len(tests),
         num_parameters=sum(parameter.numel() for parameter in head.parameters()),
         training=training,
+        leakage=leakage,
+        groups=number_patients(read_patients(images, table, [pair.image for pair in tests])),
     )
 
 

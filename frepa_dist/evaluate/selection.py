@@ -20,16 +20,13 @@ import torch
 from torch import Tensor
 
 from frepa_dist.config import RunConfig
-from frepa_dist.evaluate.features import encoder_of_run, extract_features
+from frepa_dist.evaluate.classifiers import choose_c, fit_neighbors
+from frepa_dist.evaluate.extract import extract_features
+from frepa_dist.evaluate.features import encoder_of_run
 from frepa_dist.evaluate.labelled import read_labeled
-from frepa_dist.evaluate.probe import (
-    NUM_FOLDS,
-    choose_c,
-    split_parts,
-    stratified_folds,
-)
 from frepa_dist.evaluate.reconstruct import ReconstructionSettings, compare, list_previews, scale_images
-from frepa_dist.evaluate.scores import Bool, Float64, Int64, macro_auroc
+from frepa_dist.evaluate.scores import Bool, Int64, macro_auroc
+from frepa_dist.evaluate.splits import cross_validation, split_parts
 from frepa_dist.evaluate.views import Grid, list_pixels
 from frepa_dist.methods.base import Preview
 from frepa_dist.models.response import InputChannelConfig, high_frequency_response
@@ -106,10 +103,10 @@ def _choose(y: Int64, kept: Bool, num: int, seed: int) -> Bool:
 def neighbor_auroc(
     x: npt.NDArray[np.floating[Any]], y: Int64, groups: Int64 | None, neighbors: int, seed: int
 ) -> float:
-    """Mean AUROC over folds of nearest neighbors' votes, each weighted by its cosine.
+    """Mean AUROC over folds of nearest neighbors' votes (`classifiers.fit_neighbors`).
 
     Args:
-        x: (n, D) features; they are standardized by the folds that vote.
+        x: (n, D) features.
         y: (n,) classes.
         groups: (n,) patients, or None.
         neighbors: how many vote.
@@ -118,26 +115,8 @@ def neighbor_auroc(
     Raises:
         DataError: there are too few images of a class for two folds.
     """
-    folds = stratified_folds(y, groups, NUM_FOLDS, seed)
-    if not folds:
-        raise DataError(
-            "too few images of a class for two folds", allowed="two of each, of different patients"
-        )
-    return float(np.mean([macro_auroc(_votes(x[a], y[a], x[b], neighbors), y[b]) for a, b in folds]))
-
-
-def _votes(
-    known: npt.NDArray[np.floating[Any]], y: Int64, asked: npt.NDArray[np.floating[Any]], neighbors: int
-) -> Float64:
-    """Scores (m, K) of asked features (m, D) by the classes of the nearest of known ones (n, D)."""
-    mean, spread = known.mean(axis=0, dtype=np.float64), known.std(axis=0, dtype=np.float64)
-    one, other = ((part - mean) / np.maximum(spread, 1e-12) for part in (asked, known))
-    lengths = [np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12) for part in (one, other)]
-    cosines = (one / lengths[0]) @ (other / lengths[1]).T
-    nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :neighbors]
-    weights = np.take_along_axis(cosines, nearest, axis=1) + 1  # never negative
-    onehot = np.eye(y.max() + 1)[y[nearest]]
-    return np.asarray((weights[:, :, None] * onehot).sum(axis=1), np.float64)
+    folds = cross_validation(y, groups, seed)
+    return float(np.mean([macro_auroc(fit_neighbors(x[a], y[a], neighbors)(x[b]), y[b]) for a, b in folds]))
 
 
 def measure_detail(

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from frepa_dist.evaluate.classifiers import LinearProbe, choose_c, fit
 from frepa_dist.evaluate.dense import DenseTraining, encode_maps, predict_image
 from frepa_dist.evaluate.encoder import Encoder
 from frepa_dist.evaluate.pairs import MaskedImage, load_image, load_truth
-from frepa_dist.evaluate.probe import LinearProbe, choose_c, fit
 from frepa_dist.evaluate.scores import Bool, Float64, Int64
 from frepa_dist.evaluate.tiles import cut_tiles, tile_corners
 from shards.formats.common import Pixels

@@ -139,7 +139,7 @@ def list_views(
         DataError: there are no images, or the dataset cannot be read.
     """
     if is_remote(images) or has_dataset(images):
-        config = _stream_config(images, grid, snapshot, hf_digests)
+        config = stream_config(images, grid, snapshot, hf_digests)
         return _dataset_loaders(config, modality, num, seed)
     paths = list_images(Path(images))
     if modality is None:
@@ -150,7 +150,7 @@ def list_views(
         )
     params = find_modality(modality).hf
     chosen = _choose(len(paths), num, seed, modality)
-    return {modality: [partial(_view_of_file, paths[i], params, grid) for i in chosen]}
+    return {modality: [partial(view_of_file, paths[i], params, grid) for i in chosen]}
 
 
 def list_pixels(
@@ -204,7 +204,7 @@ def _dataset_loaders(
     return loaders
 
 
-def _stream_config(
+def stream_config(
     root: Path | str,
     grid: Grid,
     snapshot: str | None = None,
@@ -224,16 +224,22 @@ def _stream_config(
 
 
 def _view_of_sample(reader: ShardReader, shard: int, row: int, config: StreamConfig) -> View:
-    return _center_view(reader.read(shard, row), config)
+    return center_view(reader.read(shard, row), config)
 
 
-def _view_of_file(path: Path, params: HFParams, grid: Grid) -> View:
+def view_of_file(path: Path, params: HFParams, grid: Grid) -> View:
+    """View of an image file, its response map computed as a build would have done.
+
+    Raises:
+        DataError: it cannot be read, or is no image.
+    """
     image = resize_to_canonical(decode_file(path), CANONICAL_SIZE)
     cell = max(1, grid.patch_size // CELLS_PER_PATCH)
     sample = Sample(path.name, image, hf_map(hf_response(image, params), cell), num_bytes=0)
-    return _center_view(sample, _stream_config(path.parent, grid))
+    return center_view(sample, stream_config(path.parent, grid))
 
 
-def _center_view(sample: Sample, config: StreamConfig) -> View:
+def center_view(sample: Sample, config: StreamConfig) -> View:
+    """View of a sample, as `stream_config` describes it; CT in the reference window."""
     pixels, order = cut_view(sample, center_crop(*sample.image.shape[:2]), config)
     return View(three_planes(to_bytes(pixels)), order.astype(np.int64))

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from frepa_dist.evaluate.encoder import Encoder
 from frepa_dist.evaluate.labelled import SPLIT, SPLITS
-from frepa_dist.evaluate.probe import TEST_FOLDS, stratified_folds
 from frepa_dist.evaluate.scores import Bool, Int64
+from frepa_dist.evaluate.splits import TEST_FOLDS, stratified_folds
 from shards.read.reader import ShardReader
 from shards.read.volumes import Volume, iterate_slices, volume_window
 from shards.read.windows import WindowName, to_unit_range

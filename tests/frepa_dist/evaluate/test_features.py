@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from frepa_dist.evaluate.features import extract_features, load_encoder
+from frepa_dist.evaluate.extract import extract_features
+from frepa_dist.evaluate.features import load_encoder
 from frepa_dist.models.vit_mae import create_vit_mae
 from shards.support.errors import ConfigError, DataError, EnvironmentFault
 

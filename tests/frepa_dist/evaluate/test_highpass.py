@@ -11,6 +11,7 @@ from PIL import Image
 
 from frepa_dist.evaluate.highpass import CUTOFFS, HighPassResult, high_pass, run_highpass
 from frepa_dist.evaluate.probe import run_probe
+from frepa_dist.evaluate.task import ProbeTask
 from tests.commands import frepa
 
 NUM = 24
@@ -44,8 +45,9 @@ def test_what_stands_on_tone_falls_to_chance(folder, small_encoder, tmp_path):
     assert result.accuracy_low[1] <= result.accuracy[1] <= result.accuracy_high[1]
     assert "20 cycles" in told.stdout
     assert page.read_text().count("<svg") == 2
-    probe = run_probe(small_encoder, folder)
-    assert (result.auroc[0], result.num_train) == (probe.auroc, sum(probe.num_train))
+    probe = run_probe(small_encoder, ProbeTask(images=str(folder)))
+    assert (result.auroc[0], result.num_train) == (probe.auroc.value, sum(probe.num_train))
+    assert result.leakage.startswith("not checked")
 
 
 def test_the_filter_is_the_published_one():

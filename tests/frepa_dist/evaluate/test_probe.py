@@ -1,127 +1,173 @@
-"""The probe: its AUROC against scikit-learn's, its splits, and what it refuses."""
+"""The probe: every measure against scikit-learn, transfer, shards, and what it refuses."""
 
 from __future__ import annotations
 
-import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-from sklearn.metrics import roc_auc_score
+from sklearn import metrics
 
-from frepa_dist.evaluate import probe
-from frepa_dist.evaluate.labelled import LabeledImages
-from frepa_dist.evaluate.probe import (
-    ProbeResult,
-    choose_c,
-    fit,
-    run_probe,
-    split_parts,
-    stratified_folds,
-)
+from frepa_dist.evaluate.extract import Extraction, extract
+from frepa_dist.evaluate.labeled_set import LabeledSet
+from frepa_dist.evaluate.pictures import FilePictures
+from frepa_dist.evaluate.probe import judge_features, run_probe
+from frepa_dist.evaluate.probe_result import ProbeResult
 from frepa_dist.evaluate.scores import macro_auroc
-from shards.support.errors import DataError
+from frepa_dist.evaluate.task import Parts, ProbeTask, read_parts
+from shards.builder.build import BuildConfig, build_dataset
+from shards.support.errors import ConfigError, DataError
+from tests.frepa_dist.evaluate.drawn import draw_labeled
 
-
-def blobs(num_per_class, num_classes=2, width=8, distance=2.0, seed=0):
-    rng = np.random.default_rng(seed)
-    y = np.repeat(np.arange(num_classes), num_per_class)
-    x = rng.normal(size=(len(y), width))
-    x[np.arange(len(y)), y] += distance
-    return x, y
-
-
-def test_macro_auroc_equals_scikit_learn_and_of_two_classes_the_plain_one():
-    x, y = blobs(30, num_classes=4)
-    scores = fit(x, y, 0.1).scores(x)
-    assert macro_auroc(scores, y) == pytest.approx(roc_auc_score(y, scores, multi_class="ovr"))
-    x, y = blobs(30)
-    scores = fit(x, y, 0.1).scores(x)
-    assert macro_auroc(scores, y) == pytest.approx(roc_auc_score(y, scores[:, 1]))
-
-
-def test_no_warning_reaches_the_user(monkeypatch):
-    monkeypatch.setattr(probe, "MAX_ITERATIONS", 1)
-    x, y = blobs(40)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        choose_c(x, y, None, 0)
-
-
-def test_penalty_is_chosen_by_the_training_part_and_noise_wants_a_strong_one():
-    x, y = blobs(40, width=200, distance=1.5)
-    c, inner = choose_c(x, y, None, 0)
-    assert c < 1
-    assert 0.6 < inner < 1
-
-
-def test_folds_are_stratified_and_keep_patients_together():
-    y = np.repeat([0, 1, 2], [40, 20, 10])
-    groups = np.arange(70) // 2
-    folds = stratified_folds(y, groups, 5, seed=0)
-    assert len(folds) == 5
-    for train, test in folds:
-        assert not set(groups[train]) & set(groups[test])
-        assert set(y[train]) == set(y[test]) == {0, 1, 2}
-    assert sorted(np.concatenate([test for _, test in folds])) == list(range(70))
-    assert stratified_folds(np.array([0, 0, 1]), None, 5, seed=0) == []
-
-
-def labeled(y, splits=None):
-    return LabeledImages([], [str(k) for k in y], splits, None, 0)
-
-
-def test_a_split_that_is_made_is_stratified_seeded_and_by_patient():
-    y = np.repeat([0, 1], [60, 20])
-    made = split_parts(labeled(y), y, None, 0, "here")
-    assert np.bincount(y[made]).tolist() == [15, 5]
-    np.testing.assert_array_equal(made, split_parts(labeled(y), y, None, 0, "here"))
-    assert (made != split_parts(labeled(y), y, None, 1, "here")).any()
-    groups = np.arange(80) // 2
-    by_patient = split_parts(labeled(y), y, groups, 0, "here")
-    assert not set(groups[by_patient]) & set(groups[~by_patient])
-
-
-def test_splits_that_cannot_be_used():
-    y = np.array([0, 0, 0, 1])
-    with pytest.raises(DataError, match=r"too few.*0 3, 1 1"):
-        split_parts(labeled(y), y, None, 0, "here")
-    y = np.array([0, 0, 0, 1, 1])
-    with pytest.raises(DataError, match="too few"):
-        split_parts(labeled(y, ["train", "train", "test", "train", "train"]), y, None, 0, "here")
-    y = np.array([0, 0, 0, 1, 1, 1])
-    splits = ["train", "train", "test"] * 2
-    with pytest.raises(DataError, match="one patient on both sides"):
-        split_parts(labeled(y, splits), y, np.array([0, 1, 1, 2, 3, 4]), 0, "here")
+LEVELS = {"dark": 60, "light": 180}
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for name, level in (("dark", 60), ("light", 180)):
-        (folder / name).mkdir()
-        for number in range(12):
-            pixels = np.clip(rng.normal(level, 25, (20, 24, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    draw_labeled(folder, LEVELS)
     return folder
 
 
-def test_run_end_to_end(images, small_encoder):
-    result = run_probe(small_encoder, images, num_resamples=50, batch_size=5, smoke_test=True)
-    assert (result.classes, result.num_train, result.num_test) == (["dark", "light"], [9, 9], [3, 3])
-    assert result.auroc == 1.0
-    assert result.low <= result.auroc <= result.high
+def task(folder, **options):
+    return ProbeTask(images=str(folder), labels=folder / "labels.csv", num_resamples=50, **options)
+
+
+@pytest.fixture(scope="module")
+def result(folder, small_encoder):
+    return run_probe(small_encoder, task(folder, smoke_test=True), extraction=Extraction(batch_size=5))
+
+
+def test_run_end_to_end(folder, small_encoder, result):
+    assert result.classes == ["dark", "light"]
+    assert np.add(result.num_train, result.num_test).tolist() == [12, 12]
+    assert result.auroc.value == 1.0
+    assert (result.resampled, result.split, result.head) == ("patients", "made", "logistic")
     assert ProbeResult.model_validate(result.as_json()) == result
     assert "smoke test" in result.describe()
-    assert result == run_probe(small_encoder, images, num_resamples=50, batch_size=5, smoke_test=True)
+    assert result == run_probe(
+        small_encoder, task(folder, smoke_test=True), extraction=Extraction(batch_size=5)
+    )
 
 
-def test_an_unreadable_image_is_named(images, tmp_path, small_encoder):
+def test_scores_of_each_test_image_are_kept_and_no_name_of_a_patient(result):
+    assert len(result.test.names) == sum(result.num_test) == len(result.test.scores)
+    assert all((name[0] == "l") == bool(k) for name, k in zip(result.test.names, result.test.y, strict=True))
+    assert "p-" not in str(result.as_json())
+    assert max(np.bincount(result.test.groups)) == 2
+
+
+def test_all_measures_equal_scikit_learn_and_lie_in_their_intervals(tmp_path, small_encoder):
+    # a level apart of which noise hides half, in the order of grades
+    levels = {"2": 118, "10": 133, "3": 124}
+    draw_labeled(tmp_path, levels, num_patients=10, spread=60)
+    found = run_probe(small_encoder, task(tmp_path, are_grades=True), extraction=Extraction(batch_size=64))
+    assert found.classes == ["2", "3", "10"]
+    scores, y, _ = found.test.arrays()
+    told = scores.argmax(axis=1)
+    expected = {
+        "auroc": metrics.roc_auc_score(y, scores, multi_class="ovr"),
+        "auprc": np.mean([metrics.average_precision_score(y == k, scores[:, k]) for k in range(3)]),
+        "accuracy": metrics.accuracy_score(y, told),
+        "balanced_accuracy": metrics.balanced_accuracy_score(y, told),
+        "kappa": metrics.cohen_kappa_score(y, told, weights="quadratic"),
+    }
+    assert {name: one.value for name, one in found.measures.items()} == pytest.approx(expected)
+    for one in found.measures.values():
+        assert one.low < one.high
+        assert one.low - 0.1 <= one.value <= one.high + 0.1
+    draw_labeled(tmp_path / "names", LEVELS, num_patients=3)
+    with pytest.raises(ConfigError, match="grades have to be numbers"):
+        read_parts(task(tmp_path / "names", are_grades=True))
+
+
+@pytest.mark.parametrize("head", ["linear", "knn", "finetune"])
+def test_every_head_tells_dark_from_light(folder, small_encoder, head):
+    training = {"linear": ["epochs=20", "learning_rate=1e-2"], "finetune": ["epochs=3", "batch_size=8"]}
+    found = run_probe(small_encoder, task(folder), head=head, train=training.get(head, []))
+    assert found.auroc.value > 0.95
+    assert found.head == head
+    assert ProbeResult.model_validate(found.as_json()) == found
+
+
+def test_transfer_learns_from_one_set_and_is_judged_on_all_of_another(folder, tmp_path, small_encoder):
+    part = {0: "test"}
+    draw_labeled(tmp_path, LEVELS, seed=1, split=lambda patient: part.get(patient, "train"))
+    both = task(folder, transfer=str(tmp_path), transfer_labels=tmp_path / "labels.csv")
+    found = run_probe(small_encoder, both)
+    assert (found.num_train, found.num_test, found.split) == ([12, 12], [12, 12], "transfer")
+    assert found.transfer.images == str(tmp_path)
+    assert found.auroc.value > 0.9
+    # of a set with a split, the training part is learned from
+    back = task(tmp_path, transfer=str(folder), transfer_labels=folder / "labels.csv")
+    assert read_parts(back).train.counts(read_parts(back).is_train) == [10, 10]
+
+
+def test_transfer_that_makes_no_sense_is_refused(folder, tmp_path):
+    draw_labeled(tmp_path / "three", LEVELS | {"grey": 120}, seed=2)
+    three = {"transfer": str(tmp_path / "three"), "transfer_labels": tmp_path / "three" / "labels.csv"}
+    with pytest.raises(DataError, match=r"classes are dark, grey, light, those learned dark, light"):
+        read_parts(task(folder, **three))
+    read_parts(task(folder, classes=("dark", "light"), **three))
+    with pytest.raises(DataError, match="24 pictures are in both sets"):
+        read_parts(task(folder, transfer=str(folder), transfer_labels=folder / "labels.csv"))
+    with pytest.raises(ConfigError, match="labels without images"):
+        read_parts(task(folder, transfer_labels=folder / "labels.csv"))
+
+
+def test_a_dataset_of_shards_gives_what_its_files_give(folder, tmp_path, small_encoder):
+    config = BuildConfig(modality="fundus", size=64, min_side=16, jobs=1, labels=str(folder / "labels.csv"))
+    build_dataset([folder], tmp_path / "shards", config)
+    shards = ProbeTask(images=str(tmp_path / "shards"), num_resamples=50)
+    parts = read_parts(shards)
+    assert parts.train.counts() == [12, 12]
+    assert len(np.unique(parts.train.groups)) == 12
+    files = read_parts(task(folder)).train
+    found, known = (
+        sorted(map(tuple, extract(small_encoder, one.pictures).tolist())) for one in (parts.train, files)
+    )
+    np.testing.assert_allclose(found, known, atol=1e-5)
+    found = run_probe(small_encoder, shards)
+    assert found.auroc.value == 1.0
+    assert found.resampled == "patients"
+    assert found.label_column == "label"
+    with pytest.raises(ConfigError, match="has its labels in its index"):
+        read_parts(task(tmp_path / "shards").model_copy(update={"labels": folder / "labels.csv"}))
+    with pytest.raises(DataError, match=r"two classes or more of 'grade'.*label"):
+        read_parts(ProbeTask(images=str(tmp_path / "shards"), label_column="grade"))
+
+
+def test_settings_of_a_head_that_has_none_are_refused(folder, small_encoder):
+    with pytest.raises(ConfigError, match="not trained by steps"):
+        run_probe(small_encoder, task(folder), train=["epochs=3"])
+    with pytest.raises(ConfigError, match="unknown key 'epoch'"):
+        run_probe(small_encoder, task(folder), head="linear", train=["epoch=3"])
+    with pytest.raises(ConfigError, match="no features to keep"):
+        run_probe(small_encoder, task(folder), head="finetune", extraction=Extraction(num_ranks=2))
+
+
+def test_an_unreadable_image_is_named(folder, tmp_path, small_encoder):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for number in range(4):
-            (tmp_path / name / f"{number}.png").write_bytes((images / "dark" / "0.png").read_bytes())
+            (tmp_path / name / f"{number}.png").write_bytes((folder / "dark0.png").read_bytes())
     (tmp_path / "b" / "3.png").write_bytes(b"nothing of the kind")
     with pytest.raises(DataError, match=r"b/3\.png"):
-        run_probe(small_encoder, tmp_path)
+        run_probe(small_encoder, ProbeTask(images=str(tmp_path)))
+
+
+def test_a_head_that_saw_the_test_part_would_be_found_out():
+    """Labels mean nothing here, and a wide head could learn them by heart."""
+    found = []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        names = [f"{number}.png" for number in range(80)]
+        y = rng.permutation(np.arange(80) % 2)
+        data = LabeledSet(FilePictures(Path(), names), ["a", "b"], y, None, None, 0, None, "here")
+        is_test = np.arange(80) % 2 == 0
+        parts = Parts(data, ~is_test, data, is_test, "given")
+        x = rng.normal(size=(80, 200))
+        found.append(
+            macro_auroc(judge_features("logistic", x, x, parts, seed, silent=True).scores, y[is_test])
+        )
+    assert np.mean(found) == pytest.approx(0.5, abs=0.15)

@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from frepa_dist.evaluate.cka import CkaConfig, CkaResult, CkaRow
-from frepa_dist.evaluate.probe import ProbeResult
+from frepa_dist.evaluate.probe_result import Estimate, ImageScores, ProbeResult
 from frepa_dist.evaluate.report import add_curves, build_report
 from shards.support.errors import DataError
 from shards.support.page import Page
@@ -24,12 +24,15 @@ PROBE = ProbeResult(
     num_left_out=0,
     split="made",
     resampled="images",
-    c=0.1,
-    c_at_edge=False,
+    head="logistic",
+    chosen={"C": 0.1},
+    at_edge=False,
     inner_auroc=0.7,
-    auroc=0.8125,
-    low=0.61,
-    high=0.95,
+    measures={
+        "auroc": Estimate(value=0.8125, low=0.61, high=0.95),
+        "accuracy": Estimate(value=0.75, low=0.5, high=1.0),
+    },
+    test=ImageScores(names=["a.png"], y=[1], groups=None, scores=[[0.0, 1.0]]),
     num_resamples=1000,
     seed=0,
     smoke_test=False,
@@ -49,7 +52,7 @@ SECTIONS = [
     "Reconstructions",
     "High-frequency tokens",
     "Similarity to the full image (CKA)",
-    "Linear probe",
+    "Probe",
     "Time by phase",
     "Configuration",
     "Where things are",
@@ -79,7 +82,10 @@ def test_a_whole_run(run_dir):
     assert "oct, n = 4 images" in text
     assert "an &lt;encoder&gt;" in text
     assert "0.812" in text
-    assert "0.610 to 0.950" in text
+    assert "0.812 [0.610, 0.950]" in text
+    assert "balanced accuracy" not in text
+    assert "0.750 [0.500, 1.000]" in text
+    assert "logistic C = 0.1" in text
     assert "image_size: 64" in text
     assert "step-00000012/student.safetensors" in text
     assert "smoke test" not in text

@@ -9,6 +9,7 @@ from sklearn import metrics
 from frepa_dist.evaluate.scores import (
     accuracy,
     auroc,
+    average_precision,
     balanced_accuracy,
     bootstrap_intervals,
     macro_auprc,
@@ -30,6 +31,8 @@ def test_auroc_equals_scikit_learn_with_ties():
     rng = np.random.default_rng(0)
     scores, positive = rng.integers(0, 5, 200).astype(float), rng.random(200) < 0.3
     assert auroc(scores, positive) == pytest.approx(metrics.roc_auc_score(positive, scores))
+    expected = metrics.average_precision_score(positive, scores)
+    assert average_precision(scores, positive) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("num_classes", [2, 4])

@@ -20,32 +20,12 @@ from frepa_dist.evaluate.segment import (
 )
 from shards.support.errors import ConfigError, DataError
 from tests.commands import frepa
-
-
-def draw(folder, num=8, seed=0, height=72, width=90):
-    """Dark blocks on a noisy ground, in a field of view without its left border."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for number in range(num):
-        mask = np.zeros((height, width), bool)
-        for _ in range(4):
-            y, x = rng.integers(0, height - 20), rng.integers(0, width - 20)
-            mask[y : y + 20, x : x + 20] = True
-        pixels = np.where(mask, 60, 180)[..., None] + rng.integers(-30, 30, (height, width, 3))
-        where = np.ones((height, width), bool)
-        where[:, :10] = False
-        for kind, values in (("image", pixels.astype(np.uint8)), ("mask", mask), ("fov", where)):
-            Image.fromarray(values).save(folder / f"{kind}{number}.png")
-        part = "test" if number % 4 == 0 else "train"
-        rows.append([f"image{number}.png", f"mask{number}.png", f"fov{number}.png", part])
-    with (folder / "labels.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["filename", "mask", "fov", "split"], *rows])
-    return folder
+from tests.frepa_dist.evaluate.drawn import draw_masked
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    return draw(tmp_path_factory.mktemp("pictures"))
+    return draw_masked(tmp_path_factory.mktemp("pictures"))
 
 
 def test_a_decoder_learns_what_is_there_and_the_command_says_so(pictures, tmp_path, small_encoder):
@@ -97,7 +77,7 @@ def test_loss_is_of_what_counts():
 
 
 def test_a_split_is_made_by_patient(tmp_path):
-    draw(tmp_path, 8)
+    draw_masked(tmp_path, 8)
     rows = [[f"image{n}.png", f"mask{n}.png", f"p{n // 2}"] for n in range(8)]
     with (tmp_path / "table.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["filename", "mask", "patient"], *rows])

@@ -8,7 +8,7 @@ from PIL import Image
 
 from frepa_dist.evaluate.views import (
     Grid,
-    _center_view,
+    center_view,
     list_images,
     list_views,
     read_pixels,
@@ -81,7 +81,7 @@ def test_strongest_patches_lie_on_the_detail(tmp_path):
 def test_ct_is_shown_in_the_reference_window():
     hounsfield = np.arange(-1024, 3072, dtype=np.int16).reshape(64, 64)
     sample = Sample("key", hounsfield, np.ones((16, 16), np.uint8), num_bytes=0)
-    view = _center_view(sample, StreamConfig(root=".", image_size=64, patch_size=16, hf_keep=1.0))
+    view = center_view(sample, StreamConfig(root=".", image_size=64, patch_size=16, hf_keep=1.0))
     assert view.image.dtype == np.uint8
     assert view.image.shape == (3, 64, 64)
     expected = np.clip((hounsfield + 1000) / 2000, 0, 1) * 255

@@ -1,0 +1,100 @@
+"""`frepa evaluate leakage`, and the options of evaluations about it; heavy imports are in the command."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from cluster.options import FOLDER
+from shards.support.errors import DataError
+
+F = TypeVar("F", bound=Callable[..., Any])
+STATE = click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=FOLDER,
+    help="Private folder of the build: tells patients, and the bytes of every file; may be repeated.",
+)
+ALLOW = click.option("--allow-leakage", is_flag=True, help="Go on where images were in the pretraining data.")
+
+
+def leakage_options(function: F) -> F:
+    """Add `--allow-leakage` and `--state`."""
+    return ALLOW(STATE(function))
+
+
+@click.command("leakage")
+@click.argument("dataset")
+@click.argument("images", type=FOLDER)
+@click.option("--labels", type=FOLDER, help="CSV with filename[,patient]: only these files; default: all.")
+@click.option("--modality", help="The only one of the dataset to search.")
+@click.option("--most-near", type=click.IntRange(min=0), help="Samples with near hashes to read at most.")
+@click.option("--jobs", type=click.IntRange(min=1), default=None, help="Processes; default: one per core.")
+@click.option("--out", type=FOLDER, help="JSON file for the result.")
+@click.option("--page", type=FOLDER, help="HTML page with the pairs side by side: it shows the images.")
+@leakage_options
+def evaluate_leakage(
+    dataset: str,
+    images: Path,
+    labels: Path | None,
+    modality: str | None,
+    most_near: int | None,
+    jobs: int | None,
+    out: Path | None,
+    page: Path | None,
+    allow_leakage: bool,
+    states: tuple[Path, ...],
+) -> None:
+    """Are IMAGES in the pretraining data? Same bytes, pixels, patients, near duplicates. Exit code 3 if so.
+
+    DATASET is one of shards, or a run folder, whose dataset is searched.
+    """
+    from frepa_dist.runs import CONFIG, load_run_config
+    from shards.audit.evaluated import list_files
+    from shards.audit.leakage import MOST_NEAR, find_leakage
+    from shards.audit.leakage_page import write_leakage_page
+
+    place, snapshot = dataset, None
+    if (Path(dataset) / CONFIG).is_file():
+        data = load_run_config(Path(dataset)).data
+        place, snapshot = str(data.root), data.snapshot
+    files, patients = (list_files(images), {}) if labels is None else _read_table(labels, images)
+    report = find_leakage(
+        place,
+        files,
+        images=images,
+        snapshot=snapshot,
+        modality=modality,
+        states=states,
+        patients=patients,
+        most_near=MOST_NEAR if most_near is None else most_near,
+        jobs=jobs or 0,
+    )
+    for line in report.lines():
+        click.echo(line)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    if page is not None:
+        write_leakage_page(report, images, page)
+        click.echo(f"page  {page}")
+    if not allow_leakage:
+        report.check()
+
+
+def _read_table(table: Path, images: Path) -> tuple[list[Path], dict[int, str]]:
+    """Files that a table names, and their patients."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+        files = [images / row["filename"] for row in rows]
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
+        raise DataError(
+            f"the table cannot be read: {error}", where=table, allowed="a CSV file with a column 'filename'"
+        ) from error
+    return files, {place: row["patient"] for place, row in enumerate(rows) if row.get("patient")}

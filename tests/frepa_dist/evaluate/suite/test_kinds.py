@@ -1,0 +1,101 @@
+"""Every kind of task in a suite: what is read from a result is what its test images say."""
+
+from __future__ import annotations
+
+import pytest
+
+from frepa_dist.evaluate.suite.config import SuiteConfig
+from frepa_dist.evaluate.suite.kinds import RUNNERS
+from frepa_dist.evaluate.suite.page import write_report
+from frepa_dist.evaluate.suite.run import Place, run_suite
+from frepa_dist.evaluate.suite.sections import PICTURES
+from frepa_dist.evaluate.suite.summary import summarize
+from frepa_dist.evaluate.suite.tables import write_tables
+from tests.frepa_dist.evaluate.drawn import draw_labeled, draw_masked
+
+MAIN = {
+    "probe": "AUROC",
+    "label-curve": "AUROC, 40% of the labels",
+    "tokens": "AUROC, HF tokens only (25%)",
+    "segment": "Dice",
+    "detect": "lesions found, mean over images",
+    "restore": "PSNR, dB",
+    "high-pass": "AUROC, mean of high-passed",
+    "cka": "CKA, high-passed image",
+    "layer-spectra": "log-amplitude at the highest frequency",
+}
+
+
+@pytest.fixture(scope="module")
+def suite(small_encoder, tmp_path_factory):
+    """One encoder on one task of each kind."""
+    labeled, masked = tmp_path_factory.mktemp("labeled"), tmp_path_factory.mktemp("masked")
+    table = draw_labeled(labeled, {"a": 100, "b": 110}, num_patients=6)
+    draw_masked(masked, num=6)
+    probe = {"images": str(labeled), "labels": str(table), "modality": "fundus"}
+    masks = {"images": str(masked), "masks": str(masked / "labels.csv")}
+    training = {"epochs": 1, "max_tiles": 1, "head_width": 8}
+    tasks = {
+        "probe": {**probe, "head": "linear", "training": {"epochs": 2, "learning_rate": 0.01}},
+        "label-curve": {**probe, "shares": [0.4, 1], "num_draws": 2},
+        "tokens": probe,
+        "high-pass": {**probe, "cutoffs": [0, 4, 8]},
+        "segment": {**masks, "training": training},
+        "detect": {**masks, "training": training, "count": {"min_distance": 3}},
+        "restore": {"images": str(masked), "labels": masks["masks"], "training": training},
+        "cka": {"images": str(labeled), "modality": "fundus", "config": {"num": 8}},
+        "layer-spectra": {"images": str(labeled), "config": {"num": 4}},
+    }
+    config = SuiteConfig.model_validate(
+        {
+            "output": str(tmp_path_factory.mktemp("suite")),
+            "device": "cpu",
+            "num_resamples": 10,
+            "num_permutations": 9,
+            "num_pictures": 1,
+            "encoders": [{"name": "one", "sources": [small_encoder]}],
+            "tasks": [{"kind": kind, "name": kind, **given} for kind, given in tasks.items()],
+        }
+    )
+    return config, run_suite(config)
+
+
+def test_all_kinds_run(suite):
+    config, results = suite
+    assert results.failures == {}
+    assert results.exit_code == 0
+    assert {task.kind for task in config.tasks} == set(RUNNERS)
+
+
+@pytest.mark.parametrize("kind", list(RUNNERS))
+def test_test_images_make_the_measure(suite, kind):
+    reading = suite[1].readings[Place(kind, "one", 0)]
+    assert reading.main == MAIN[kind]
+    told = {name: measured for name, measured in reading.measures.items() if measured.panel is not None}
+    assert (reading.main in told) == (kind != "cka")  # CKA is of all images together
+    for name, measured in told.items():
+        assert measured.panel.by_seed() == pytest.approx([measured.value]), name
+        if measured.low is not None:
+            assert measured.low - 1e-9 <= measured.value <= measured.high + 1e-9, name
+    is_similarity = kind in ("cka", "layer-spectra")
+    assert (reading.leakage is None) == is_similarity
+    assert (reading.measures[reading.main].is_up is None) == is_similarity
+    assert {name for name, measured in reading.measures.items() if measured.is_up is False} <= {"RMSE"}
+    assert kind != "restore" or reading.measures["RMSE"].is_up is False
+    patients = kind in ("probe", "label-curve", "tokens", "high-pass")
+    assert reading.unit == ("patients" if patients else "images")
+
+
+def test_the_page_shows_all_of_them(suite):
+    config, results = suite
+    summary = summarize(config, results)
+    write_tables(config, results, summary)
+    write_report(config, results, summary)
+    page = (config.output / "report.html").read_text()
+    for kind in RUNNERS:
+        assert f'<h2 id="{kind}">' in page
+        assert bool(results.cells[Place(kind, "one", 0)].pictures) == (kind in PICTURES)
+    assert page.count("<img") == 2 + 2 + 3  # image and overlay, image and heat, degraded, clean and restored
+    assert "One seed of one: nothing is known of the spread of its training" in page
+    assert "Differences to" not in page  # a single encoder
+    assert not any(task.best for task in summary.tasks)
