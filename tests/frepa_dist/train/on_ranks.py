@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import runpy
@@ -34,9 +35,6 @@ def run_on_ranks(script: str, *arguments: Path | str, ranks: int = RANKS) -> Non
     The last argument is a folder for what the ranks say.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    with mock.patch.dict(os.environ, ENVIRONMENT):
-        forkserver.ensure_running()
     port = free_port()
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "WORLD_SIZE": f"{ranks}"}
     common |= {**ENVIRONMENT, "LOCAL_SIZE": f"{ranks}"}
@@ -49,8 +47,9 @@ def run_on_ranks(script: str, *arguments: Path | str, ranks: int = RANKS) -> Non
         for rank, log in enumerate(logs)
     ]
     try:
-        for process in processes:
-            process.start()
+        with mock.patch.object(forkserver, "connect_to_new_process", _server().connect_to_new_process):
+            for process in processes:
+                process.start()
         deadline = time.monotonic() + SECONDS
         while any(process.exitcode is None for process in processes):
             if any(process.exitcode for process in processes) or time.monotonic() > deadline:
@@ -64,6 +63,16 @@ def run_on_ranks(script: str, *arguments: Path | str, ranks: int = RANKS) -> Non
         for path in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"):  # noqa: S108
             path.unlink(missing_ok=True)
     assert codes == [0] * ranks, "\n".join(log.read_text()[-4000:] for log in logs)
+
+
+@functools.cache
+def _server() -> forkserver.ForkServer:
+    """Not the one that loaders of this process share: these workers have another environment."""
+    server = forkserver.ForkServer()
+    server.set_forkserver_preload(PRELOADED)
+    with mock.patch.dict(os.environ, ENVIRONMENT):
+        server.ensure_running()
+    return server
 
 
 def _be_rank(command: list[str], log: Path, environment: Mapping[str, str]) -> None:
