@@ -8,10 +8,11 @@ from statistics import fmean
 
 from frepa_dist.evaluate.plots import forest_figure, share_figure
 from frepa_dist.evaluate.suite.config import SuiteConfig
+from frepa_dist.evaluate.suite.contrasts import LEVEL, Contrast
 from frepa_dist.evaluate.suite.published import CAUTION
 from frepa_dist.evaluate.suite.run import Place, Results
 from frepa_dist.evaluate.suite.sections import add_task, with_spread
-from frepa_dist.evaluate.suite.summary import LEVEL, Contrast, Row, Summary, TaskSummary
+from frepa_dist.evaluate.suite.summary import Row, Summary, TaskSummary
 from shards.support.page import Page
 from shards.support.settings import dump_yaml
 
