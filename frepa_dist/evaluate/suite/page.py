@@ -88,10 +88,21 @@ def add_summary(page: Page, config: SuiteConfig, results: Results, summary: Summ
         "where both have several seeds, over seeds; without it, no encoder is the best for sure. (unseen): "
         "the encoder was pretrained on no image of the task's modality."
     )
+    if results.failures:
+        page.table(["could not be had", "why"], _failure_rows(results))
+
+
+def _failure_rows(results: Results) -> list[tuple[str, str]]:
+    """What failed, put together where the reason is the same."""
+    rows = []
     for words in dict.fromkeys(failure.words for failure in results.failures.values()):
-        places = [at for at, failure in results.failures.items() if failure.words == words]
-        named = "; ".join(f"{at.task}, {at.encoder}, seed {at.seed}" for at in places)
-        page.text(f"Failed: {named}: {words}")
+        seeds: dict[tuple[str, str], list[str]] = {}
+        for place, failure in results.failures.items():
+            if failure.words == words:
+                seeds.setdefault((place.task, place.encoder), []).append(str(place.seed))
+        named = [f"{task}: {name} (seed {', '.join(numbers)})" for (task, name), numbers in seeds.items()]
+        rows.append(("; ".join(named), words))
+    return rows
 
 
 def _summary_cell(encoder: str, task: TaskSummary, results: Results, num_sources: int) -> str:
