@@ -27,6 +27,7 @@ KINDS = {
     "restore": "Restoration: a light decoder on the frozen encoder restores degraded images.",
     "high-pass": "Probe of raw images, tested on images that lose their low frequencies more and more.",
     "cka": "Similarity (debiased linear CKA) of the features of the image and of a part of it.",
+    "reconstruct": "Reconstruction by the run's decoder: relative error above 13.4 cycles per image side.",
     "layer-spectra": "Which frequencies the layers pass: relative log-amplitude of their maps.",
 }
 PICTURES = {

@@ -116,8 +116,14 @@ def _summarize_task(task: Entry, config: SuiteConfig, results: Results) -> TaskS
     contrasts: list[Contrast] = []
     best = None
     if main is not None:
-        contrasts = find_contrasts(task, main, found, config)
-        best = find_best(main, found, config)
+        # reconstructions of different methods may have no measure in common
+        alike = {
+            name: seeds
+            for name, seeds in found.items()
+            if all(main in reading.measures for reading in seeds.values())
+        }
+        contrasts = find_contrasts(task, main, alike, config)
+        best = find_best(main, alike, config)
     return TaskSummary(
         name=task.name,
         kind=task.kind,
