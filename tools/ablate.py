@@ -1,14 +1,16 @@
 """A study on real images: methods, or terms of a method, on and off, over several seeds.
 
     python tools/ablate.py DATA OUT --steps 300 --seeds 0 1 2 --image-size 128
-    python tools/ablate.py DATA OUT --variants mae retmae random_mae --set data.hf_keep=0.25
+    python tools/ablate.py DATA OUT --variants mae retmae random_mae --tasks TASKS.yaml
 
 DATA holds a folder for each modality and in it one for each set of images, with `labels.csv` (filename,
 split). Every variant trains on the train split of the sets named by `--sets`, without labels, on the same
-images with the same steps and seeds. Images of the test split are then reconstructed (`frepa evaluate
-reconstruct`), and where `fundus/odir5k` is among the sets, a linear probe tells diabetic retinopathy (D = 1)
-from normal (N = 1), split by patient. Prints a Markdown table: mean and standard deviation over seeds, and
-the difference to the first variant, seed by seed. Started again, it goes on where it stopped.
+images with the same steps and seeds; `frepa evaluate suite` then puts the encoders side by side, the first
+variant as the baseline, in OUT/suite. Its tasks are those of `--tasks` (a list as in the config of a suite;
+DATA and OUT stand for the folders); without it, reconstructions of the test split, and where `fundus/odir5k`
+and `fundus/drive` are in DATA, a probe that tells diabetic retinopathy (D = 1) from normal (N = 1), CKA, and
+vessels. Prints Markdown tables: mean and standard deviation over seeds, and the difference to the baseline,
+seed by seed. Started again, it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shards.support.settings import dump_yaml, read_config
+
 FREPA = str(Path(sys.executable).with_name("frepa"))
-LABELED = "fundus/odir5k"
+LABELED, VESSELS = "fundus/odir5k", "fundus/drive"
 
 # what makes the shipped configs small enough for a study; `--set` has the last word
 SMALL = (
@@ -43,7 +47,8 @@ SMALL = (
     "train.keep_checkpoints=1",
 )
 UNTRAINED = ("train.steps=1", "train.base_learning_rate=1e-12")  # of the variants named random
-FREPA_BASE = ("method.model.backbone=vit_tiny", "method.hfl=null", "method.consistency=null")
+TINY, TINY_VIT = ("method.model.backbone=vit_tiny",), ("method.model.size=tiny",)
+FREPA_BASE = (*TINY, "method.hfl=null", "method.consistency=null")
 ALL_TERMS = (
     "method.hfl={}",
     "method.consistency={}",
@@ -63,13 +68,18 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "random": (FREPA_CONFIG, FREPA_BASE),
     "zero_masking": (FREPA_CONFIG, (*FREPA_BASE, "method.corruption.kinds={zero: 0.5, frequency: 0.5}")),
     "focal": (FREPA_CONFIG, (*FREPA_BASE, "method.focal={}")),
-    "mfm": ("frepa/mfm_vit_b_17m", ("method.model.backbone=vit_tiny",)),
-    "mae": (MAE, ("method.model.size=tiny",)),
-    "mae_pixels": (MAE, ("method.model.size=tiny", "method.norm_pix_loss=false")),
-    "retmae": ("retmae/vit_b", ("method.model.size=tiny",)),
-    "random_mae": (MAE, ("method.model.size=tiny",)),
+    "frepa": (FREPA_CONFIG, TINY),
+    "frepa_histogram": ("frepa/histogram_only", TINY),
+    "frepa_frequency": ("frepa/frequency_only", TINY),
+    "mfm": ("frepa/mfm_vit_b_17m", TINY),
+    "mae": (MAE, TINY_VIT),
+    "mae_pixels": (MAE, (*TINY_VIT, "method.norm_pix_loss=false")),
+    "hf_masking": ("retmae/hf_masking_vit_b", TINY_VIT),
+    "pixmim": ("retmae/pixmim_vit_b", TINY_VIT),
+    "retmae": ("retmae/vit_b", TINY_VIT),
+    "random_mae": (MAE, TINY_VIT),
 }
-DEFAULT_VARIANTS = list(VARIANTS)[:9]
+DEFAULT_VARIANTS = list(VARIANTS)[:7]
 
 
 def run(*arguments: str) -> None:
@@ -80,12 +90,12 @@ def run(*arguments: str) -> None:
         sys.exit(code)
 
 
-def write_task(source: Path, task: Path, limit: int) -> None:
+def write_labels(source: Path, table: Path, limit: int) -> None:
     """Rows that are either normal or have retinopathy, labeled so; `limit` of them, drawn by a fixed seed."""
     with source.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if (row["N"] == "1") != (row["D"] == "1")]
     rows = random.Random(0).sample(rows, min(limit, len(rows)))
-    with task.open("w", newline="", encoding="utf-8") as file:
+    with table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["filename", "label", "split", "patient"])
         for row in rows:
@@ -127,30 +137,53 @@ def train(folder: Path, variant: str, settings: Sequence[str], num_ranks: int) -
     run("pretrain", "--config", config, "--num-ranks", str(num_ranks), *sets)
 
 
-def measure(folder: Path, out: Path, name: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """All measures of a trained run by their names."""
-    values = {}
-    if (task := out / "task.csv").is_file():
-        result = out / "results" / f"{name}.probe.json"
-        if not result.is_file():
-            images = str(arguments.data / LABELED)
-            # all runs saw the same images; the result says where these are among them
-            known = ("--labels", str(task), "--allow-leakage")
-            run("evaluate", "probe", str(folder), images, *known, "--out", str(result))
-        values["AUROC"] = float(json.loads(result.read_text(encoding="utf-8"))["measures"]["auroc"]["value"])
-    result = out / "results" / f"{name}.reconstruct.json"
-    if not result.is_file():
-        heldout = str(out / "shards-test")
-        run(
-            *("evaluate", "reconstruct", str(folder), heldout, "--num", str(arguments.num)),
-            *("--out", str(result)),
-        )
-    rows: dict[str, list[float]] = {}
-    for row in json.loads(result.read_text(encoding="utf-8"))["rows"]:
-        borrowed = ", tone borrowed from the truth" if row["note"] else ""  # not to be compared with others
-        key = f"error of detail, {row['corruption']}{borrowed}"
-        rows.setdefault(key, []).append(row["high_band"]["mean"])
-    return values | {key: statistics.fmean(modalities) for key, modalities in rows.items()}
+def choose_tasks(data: Path, out: Path, num: int) -> list[dict[str, Any]]:
+    """What every encoder is measured on, where nothing else is asked for."""
+    heldout = str(out / "shards-test")
+    tasks: list[dict[str, Any]] = [
+        {"kind": "reconstruct", "name": "detail that is drawn", "images": heldout, "num": num}
+    ]
+    if (data / LABELED).is_dir():
+        shared = {"modality": "fundus", "images": str(data / LABELED), "labels": str(out / "task.csv")}
+        tasks.append({"kind": "probe", "name": "retinopathy", **shared})
+        tasks.append({"kind": "cka", "name": "CKA", "modality": "fundus", "images": str(data / LABELED)})
+    if (data / VESSELS).is_dir():
+        folder = data / VESSELS
+        masks = {"images": str(folder), "masks": str(folder / "labels.csv")}
+        tasks.append({"kind": "segment", "name": "vessels", "modality": "fundus", **masks})
+    return tasks
+
+
+def read_tasks(path: Path, data: Path, out: Path) -> list[dict[str, Any]]:
+    """Tasks of a file, DATA and OUT at the beginning of a value replaced by the folders."""
+    folders = {"DATA": data, "OUT": out}
+
+    def place(value: Any) -> Any:
+        first, slash, rest = value.partition("/") if isinstance(value, str) else ("", "", "")
+        return str(folders[first] / rest) if slash and first in folders else value
+
+    tasks: list[dict[str, Any]] = read_config(path)["tasks"]
+    return [{key: place(value) for key, value in task.items()} for task in tasks]
+
+
+def write_suite(path: Path, arguments: argparse.Namespace) -> None:
+    """The config that puts all encoders side by side."""
+    out: Path = arguments.out
+    tasks = choose_tasks(arguments.data, out, arguments.num)
+    if arguments.tasks is not None:
+        tasks = read_tasks(arguments.tasks, arguments.data, out)
+    encoders = [
+        {"name": variant, "sources": [str(out / f"{variant}-{seed}") for seed in arguments.seeds]}
+        for variant in arguments.variants
+    ]
+    suite = {
+        "title": f"{arguments.steps} steps on {', '.join(arguments.sets)}",
+        "output": str(out / "suite"),
+        "cache": str(out / "features"),
+        "encoders": encoders,
+        "tasks": tasks,
+    }
+    path.write_text(dump_yaml(suite), encoding="utf-8")
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
@@ -159,26 +192,32 @@ def mean_and_deviation(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.3f}{spread}"
 
 
-def format_table(results: dict[str, list[dict[str, float]]]) -> str:
-    """Markdown: a row for each variant, a column for each measure that two of them have (of one, all).
+def format_tables(path: Path) -> str:
+    """Markdown: of each task a row for each encoder, its measures and their differences to the first encoder.
 
     Args:
-        results: by variant, the measures of each seed; the first variant is what others are compared to.
+        path: `values.csv` of a suite.
     """
-    measures = list(dict.fromkeys(key for seeds in results.values() for key in seeds[0]))
-    least = min(2, len(results))
-    measures = [key for key in measures if sum(key in seeds[0] for seeds in results.values()) >= least]
-    reference = next(iter(results))
-    head = ["variant", *(part for key in measures for part in (key, f"difference to {reference}"))]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for variant, seeds in results.items():
-        cells = [variant]
-        for key in measures:
-            cells.append(mean_and_deviation([seed[key] for seed in seeds]) if key in seeds[0] else "")
-            paired = variant != reference and key in seeds[0] and key in results[reference][0]
-            pairs = zip(seeds, results[reference], strict=True)
-            cells.append(mean_and_deviation([a[key] - b[key] for a, b in pairs]) if paired else "")
-        lines.append("| " + " | ".join(cells) + " |")
+    found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}  # by task, measure, encoder and seed
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["state"] == "done":
+                encoders = found.setdefault(row["task"], {}).setdefault(row["measure"], {})
+                encoders.setdefault(row["encoder"], {})[row["seed"]] = float(row["value"])
+    lines = []
+    for task, measures in found.items():
+        names = list(dict.fromkeys(name for encoders in measures.values() for name in encoders))
+        head = [task, *(part for measure in measures for part in (measure, f"difference to {names[0]}"))]
+        lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        for name in names:
+            cells = [name]
+            for encoders in measures.values():
+                own, first = encoders.get(name, {}), encoders.get(names[0], {})
+                common = [seed for seed in own if seed in first and name != names[0]]
+                cells.append(mean_and_deviation(list(own.values())) if own else "")
+                cells.append(mean_and_deviation([own[s] - first[s] for s in common]) if common else "")
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
     return "\n".join(lines)
 
 
@@ -202,6 +241,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--image-size", type=int, default=224, help="side of the views, multiple of 16")
     parser.add_argument("--stored-size", type=int, default=256, help="short side of the stored images")
+    parser.add_argument("--tasks", type=Path, help="YAML file with the tasks of the suite")
     parser.add_argument("--num", type=int, default=64, help="images of a modality to reconstruct")
     parser.add_argument("--limit", type=int, default=10**9, help="most images of the labeled task")
     parser.add_argument("--ranks", type=int, default=1)
@@ -213,17 +253,15 @@ def main() -> None:
     """Build, train, measure, print."""
     arguments = parse_arguments()
     out: Path = arguments.out
-    (out / "results").mkdir(parents=True, exist_ok=True)
-    shared = ("sets", "steps", "image_size", "stored_size", "num", "limit", "overrides")
+    out.mkdir(parents=True, exist_ok=True)
+    shared = ("sets", "steps", "image_size", "stored_size", "limit", "overrides")
     pin_study(out, {key: getattr(arguments, key) for key in shared})
     for split in ("train", "test"):
         build_shards(arguments.data, arguments.sets, split, out / f"shards-{split}", arguments.stored_size)
-    if LABELED in arguments.sets:
-        write_task(arguments.data / LABELED / "labels.csv", out / "task.csv", arguments.limit)
-    results: dict[str, list[dict[str, float]]] = {variant: [] for variant in arguments.variants}
+    if (arguments.data / LABELED).is_dir():
+        write_labels(arguments.data / LABELED / "labels.csv", out / "task.csv", arguments.limit)
     for seed in arguments.seeds:
         for variant in arguments.variants:
-            name = f"{variant}-{seed}"
             settings = (
                 f"data.root={out / 'shards-train'}",
                 f"train.seed={seed}",
@@ -231,12 +269,12 @@ def main() -> None:
                 f"method.model.image_size={arguments.image_size}",
                 *arguments.overrides,
             )
-            train(out / name, variant, settings, arguments.ranks)
-            results[variant].append(measure(out / name, out, name, arguments))
-    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            train(out / f"{variant}-{seed}", variant, settings, arguments.ranks)
+    write_suite(out / "suite.yaml", arguments)
+    run("evaluate", "suite", str(out / "suite.yaml"))
     print(f"Seeds {arguments.seeds}, {arguments.steps} steps, {', '.join(arguments.sets)}; mean ± standard")
     print("deviation over seeds; differences seed by seed. Detail lies above 13.4 cycles per image side.\n")
-    print(format_table(results))
+    print(format_tables(out / "suite" / "values.csv"))
 
 
 if __name__ == "__main__":

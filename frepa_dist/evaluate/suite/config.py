@@ -164,6 +164,15 @@ class CkaEntry(TaskEntry):
     config: CkaConfig = CkaConfig()
 
 
+class ReconstructEntry(TaskEntry):
+    """`frepa evaluate reconstruct`; its encoders are runs, for it takes their decoders too."""
+
+    kind: Literal["reconstruct"]
+    images: str
+    num: int = Field(default=64, ge=1)
+    seed: int = Field(default=0, ge=0)
+
+
 class SpectraEntry(TaskEntry):
     """`frepa evaluate layer-spectra`; see `SpectraConfig`."""
 
@@ -182,6 +191,7 @@ Entry = Annotated[
     | RestoreEntry
     | HighPassEntry
     | CkaEntry
+    | ReconstructEntry
     | SpectraEntry,
     Field(discriminator="kind"),
 ]
@@ -256,7 +266,7 @@ def _with_shared(task: Any, shared: Mapping[str, Any]) -> Any:
     if not isinstance(task, Mapping):
         return task
     filled, kind = dict(task), task.get("kind")
-    if "num_resamples" in shared and kind != "cka":
+    if "num_resamples" in shared and kind not in ("cka", "reconstruct"):
         filled.setdefault("num_resamples", shared["num_resamples"])
     if "num_permutations" in shared and kind == "tokens":
         filled.setdefault("num_permutations", shared["num_permutations"])

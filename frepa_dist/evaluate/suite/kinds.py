@@ -15,6 +15,7 @@ from frepa_dist.evaluate.label_curve import run_label_curve
 from frepa_dist.evaluate.layer_spectra import run_layer_spectra
 from frepa_dist.evaluate.overlays import Gallery
 from frepa_dist.evaluate.probe import run_probe
+from frepa_dist.evaluate.reconstruct import run_reconstruct
 from frepa_dist.evaluate.restore import run_restore
 from frepa_dist.evaluate.segment import run_segment
 from frepa_dist.evaluate.suite.config import (
@@ -23,6 +24,7 @@ from frepa_dist.evaluate.suite.config import (
     HighPassEntry,
     LabelCurveEntry,
     ProbeEntry,
+    ReconstructEntry,
     RestoreEntry,
     SegmentEntry,
     SpectraEntry,
@@ -158,6 +160,17 @@ def _cka(task: CkaEntry, encoder: str, given: Given) -> Settings:
     return run_cka(encoder, task.images, modality=task.modality, device=device, **task.config.model_dump())
 
 
+def _reconstruct(task: ReconstructEntry, encoder: str, given: Given) -> Settings:
+    return run_reconstruct(
+        Path(encoder),
+        task.images,
+        num=task.num,
+        seed=task.seed,
+        modality=task.modality,
+        device=given.extraction.device,
+    )
+
+
 def _spectra(task: SpectraEntry, encoder: str, given: Given) -> Settings:
     return run_layer_spectra(
         encoder,
@@ -178,6 +191,7 @@ RUNNERS: Mapping[str, Callable[[Any, str, Given], Settings]] = {
     "restore": _restore,
     "high-pass": _highpass,
     "cka": _cka,
+    "reconstruct": _reconstruct,
     "layer-spectra": _spectra,
 }
 """By kind of task: from the task and the source of an encoder to a result of `readings.READERS`."""

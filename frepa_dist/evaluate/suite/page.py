@@ -8,10 +8,11 @@ from statistics import fmean
 
 from frepa_dist.evaluate.plots import forest_figure, share_figure
 from frepa_dist.evaluate.suite.config import SuiteConfig
+from frepa_dist.evaluate.suite.contrasts import LEVEL, Contrast
 from frepa_dist.evaluate.suite.published import CAUTION
 from frepa_dist.evaluate.suite.run import Place, Results
 from frepa_dist.evaluate.suite.sections import add_task, with_spread
-from frepa_dist.evaluate.suite.summary import LEVEL, Contrast, Row, Summary, TaskSummary
+from frepa_dist.evaluate.suite.summary import Row, Summary, TaskSummary
 from shards.support.page import Page
 from shards.support.settings import dump_yaml
 
@@ -87,10 +88,21 @@ def add_summary(page: Page, config: SuiteConfig, results: Results, summary: Summ
         "where both have several seeds, over seeds; without it, no encoder is the best for sure. (unseen): "
         "the encoder was pretrained on no image of the task's modality."
     )
+    if results.failures:
+        page.table(["could not be had", "why"], _failure_rows(results))
+
+
+def _failure_rows(results: Results) -> list[tuple[str, str]]:
+    """What failed, put together where the reason is the same."""
+    rows = []
     for words in dict.fromkeys(failure.words for failure in results.failures.values()):
-        places = [at for at, failure in results.failures.items() if failure.words == words]
-        named = "; ".join(f"{at.task}, {at.encoder}, seed {at.seed}" for at in places)
-        page.text(f"Failed: {named}: {words}")
+        seeds: dict[tuple[str, str], list[str]] = {}
+        for place, failure in results.failures.items():
+            if failure.words == words:
+                seeds.setdefault((place.task, place.encoder), []).append(str(place.seed))
+        named = [f"{task}: {name} (seed {', '.join(numbers)})" for (task, name), numbers in seeds.items()]
+        rows.append(("; ".join(named), words))
+    return rows
 
 
 def _summary_cell(encoder: str, task: TaskSummary, results: Results, num_sources: int) -> str:

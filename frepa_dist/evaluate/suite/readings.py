@@ -20,6 +20,7 @@ from frepa_dist.evaluate.label_curve import LabelCurve
 from frepa_dist.evaluate.layer_spectra import SpectraResult
 from frepa_dist.evaluate.layers import LAST
 from frepa_dist.evaluate.probe_result import SHOWN, Estimate, ProbeResult
+from frepa_dist.evaluate.reconstruct import ReconstructionResult
 from frepa_dist.evaluate.restore import RestoreResult
 from frepa_dist.evaluate.segment import SegmentResult
 from frepa_dist.evaluate.suite.panel import Panel, macro_auroc_of_many
@@ -185,6 +186,23 @@ def read_cka(result: CkaResult) -> Reading:
     return Reading({main: measures[main], **measures}, None, "images")
 
 
+def read_reconstruct(result: ReconstructionResult) -> Reading:
+    """The error of detail by what was hidden, hidden patches first; what has another name is not compared."""
+    several = len({row.modality for row in result.rows}) > 1
+    measures = {}
+    for row in result.rows:
+        # of patches that are predicted normalized, mean and contrast are taken from the image
+        name = ", ".join(
+            (f"error of detail, {row.corruption}", *["tone from the image"] * bool(row.note))
+            + (row.modality,) * several
+        )
+        if name not in measures:  # a method's own corruption may be a common one
+            panel = _values_panel(row.by_image["high_band"], None)
+            measures[name] = Measured(row.high_band.mean, is_up=False, panel=panel)
+    main = next((name for name in measures if "patches hidden" in name), next(iter(measures)))
+    return Reading({main: measures[main], **measures}, None, "images")
+
+
 def read_spectra(result: SpectraResult) -> Reading:
     """Relative log-amplitude of the output at its map's highest frequency."""
     rows = [row for row in result.rows if row.layer == LAST]
@@ -206,6 +224,7 @@ READERS: Mapping[str, tuple[type[Any], Callable[[Any], Reading]]] = {
     "detect": (DetectResult, read_detect),
     "high-pass": (HighPassResult, read_highpass),
     "cka": (CkaResult, read_cka),
+    "reconstruct": (ReconstructionResult, read_reconstruct),
     "layer-spectra": (SpectraResult, read_spectra),
 }
 """By kind of task: the class of its results, and what reads them."""

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from frepa_dist.evaluate.reconstruct import (
+    ReconstructionResult,
+    ReconstructionRow,
+    ReconstructionSettings,
+    Spread,
+)
 from frepa_dist.evaluate.suite.config import SuiteConfig
 from frepa_dist.evaluate.suite.kinds import RUNNERS
 from frepa_dist.evaluate.suite.page import write_report
+from frepa_dist.evaluate.suite.readings import read_reconstruct
 from frepa_dist.evaluate.suite.run import Place, run_suite
 from frepa_dist.evaluate.suite.sections import PICTURES
 from frepa_dist.evaluate.suite.summary import summarize
@@ -64,10 +71,10 @@ def test_all_kinds_run(suite):
     config, results = suite
     assert results.failures == {}
     assert results.exit_code == 0
-    assert {task.kind for task in config.tasks} == set(RUNNERS)
+    assert {task.kind for task in config.tasks} == set(RUNNERS) - {"reconstruct"}  # which needs a run
 
 
-@pytest.mark.parametrize("kind", list(RUNNERS))
+@pytest.mark.parametrize("kind", list(MAIN))
 def test_test_images_make_the_measure(suite, kind):
     reading = suite[1].readings[Place(kind, "one", 0)]
     assert reading.main == MAIN[kind]
@@ -92,10 +99,50 @@ def test_the_page_shows_all_of_them(suite):
     write_tables(config, results, summary)
     write_report(config, results, summary)
     page = (config.output / "report.html").read_text()
-    for kind in RUNNERS:
+    for kind in MAIN:
         assert f'<h2 id="{kind}">' in page
         assert bool(results.cells[Place(kind, "one", 0)].pictures) == (kind in PICTURES)
     assert page.count("<img") == 2 + 2 + 3  # image and overlay, image and heat, degraded, clean and restored
     assert "One seed of one: nothing is known of the spread of its training" in page
     assert "Differences to" not in page  # a single encoder
     assert not any(task.best for task in summary.tasks)
+
+
+def row(corruption: str, errors: list[float | None], *, common: bool, note: str = "") -> ReconstructionRow:
+    mean = Spread.of([value for value in errors if value is not None])
+    return ReconstructionRow(
+        modality="fundus",
+        corruption=corruption,
+        common=common,
+        num_images=len(errors),
+        absolute=mean,
+        relative=mean,
+        high_band=mean,
+        power_kept=mean,
+        by_image={"high_band": errors},
+        note=note,
+    )
+
+
+def test_reconstructions_are_compared_by_what_was_hidden():
+    own = row("tiles of noise", [0.5, 0.7], common=False)
+    patches = row("75% of 16-pixel patches hidden", [0.2, None, 0.4], common=True)
+    borrowed = row("75% of 16-pixel patches hidden", [0.9, 0.9], common=False, note="normalized")
+    result = ReconstructionResult(
+        run="run",
+        step=1,
+        method="frepa",
+        images="images",
+        config=ReconstructionSettings(num=3, seed=0),
+        rows=[own, patches, borrowed],
+    )
+    reading = read_reconstruct(result)
+    assert list(reading.measures) == [
+        "error of detail, 75% of 16-pixel patches hidden",
+        "error of detail, tiles of noise",
+        "error of detail, 75% of 16-pixel patches hidden, tone from the image",
+    ]
+    for measured in reading.measures.values():
+        assert measured.is_up is False
+        assert measured.panel.by_seed() == pytest.approx([measured.value])
+    assert reading.measures[reading.main].value == pytest.approx(0.3)
