@@ -14,6 +14,7 @@ from frepa_dist.journal import read_outcome
 from frepa_dist.runs import (
     EVENTS,
     HEARTBEATS,
+    METRICS,
     OUTCOME,
     check_run_folder,
     list_checkpoints,
@@ -45,7 +46,8 @@ class RunStatus:
     Attributes:
         run: its folder.
         state: `training`; `silent` when ranks have said nothing for a minute, and not how it ended; `killed`
-            when nothing is known of ranks; else how the last start ended.
+            when no rank is at work; else how the last start ended. Ranks without a supervisor (started by
+            `deepspeed` itself) say nothing: what they log tells that they train.
         step, total_steps: the step it ended after, else the last logged one, and the length of the run; -1
             where unknown.
         checkpoints: steps of the complete checkpoints.
@@ -123,7 +125,7 @@ def summarize(
     starts = [event for event in events if event["event"] == "start"]
     return RunStatus(
         run=str(run_dir),
-        state=_state(outcome, ranks),
+        state=_state(outcome, ranks, _seconds_since_logged(run_dir)),
         step=_step(outcome, metrics),
         total_steps=starts[-1]["total_steps"] if starts else -1,
         checkpoints=[int(path.name.removeprefix("step-")) for path in list_checkpoints(run_dir)],
@@ -166,13 +168,21 @@ def _read_ranks(run_dir: Path) -> list[RankStatus]:
     return sorted(found, key=lambda status: status.rank)
 
 
+def _seconds_since_logged(run_dir: Path) -> float:
+    """Age of the newest line of metrics or events, infinite where there is none."""
+    paths = [path for path in (run_dir / METRICS, run_dir / EVENTS) if path.is_file()]
+    return time.time() - max((path.stat().st_mtime for path in paths), default=-math.inf)
+
+
 def _state(
-    outcome: dict[str, Any] | None, ranks: list[RankStatus]
+    outcome: dict[str, Any] | None, ranks: list[RankStatus], seconds_since_logged: float
 ) -> Literal["training", "silent", "killed", "done", "requeue", "failed"]:
     if outcome is not None:
         ended: Literal["done", "requeue", "failed"] = outcome["outcome"]
         return ended
     at_work = [rank for rank in ranks if rank.state in ("starting", "training", "stopping")]
+    if not ranks and seconds_since_logged < QUIET_SECONDS:
+        return "training"
     if not at_work:
         return "killed"
     return "training" if min(rank.seconds_ago for rank in at_work) < QUIET_SECONDS else "silent"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 
 import pytest
 
@@ -46,7 +47,16 @@ def test_a_run_that_trains_says_what_each_rank_does(run_dir):
     assert "left" not in describe_run(run_dir).describe()
 
 
-def test_a_run_of_which_nothing_is_known_was_killed(run_dir):
+def test_a_run_whose_ranks_say_nothing_trains_while_it_logs(run_dir):
+    append_event(run_dir, "start", step=0, total_steps=12)
+    assert describe_run(run_dir).state == "training"
+    for name in ("metrics.jsonl", "events.jsonl"):
+        os.utime(run_dir / name, (0, time.time() - 3600))
+    assert describe_run(run_dir).state == "killed"
+
+
+def test_a_run_of_which_no_rank_is_at_work_was_killed(run_dir):
+    (run_dir / "metrics.jsonl").unlink()
     assert describe_run(run_dir).state == "killed"
     Heartbeat(heartbeat_path(run_dir / "heartbeats", 0), 0).end("failed", code=5, error="lost")
     assert describe_run(run_dir).state == "killed"
