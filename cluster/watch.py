@@ -113,7 +113,7 @@ class Watch:
             if seconds > self._limit_seconds():
                 return self._hang(rank, seconds)
             if not gone and "failed" not in states:
-                self._handle_stop(status)
+                self._handle_stop(status, is_asked=asked_since is not None)
             if gone or "failed" in states or (status is not None and self._launcher_spared):
                 now = time.monotonic()
                 trouble_since = now if trouble_since is None else trouble_since
@@ -156,8 +156,11 @@ class Watch:
         gone = [rank for rank, lives in alive.items() if not lives and not self._pulses[rank].is_over]
         return gone, status
 
-    def _handle_stop(self, status: int | None) -> None:
-        """Pass on a request to stop; ranks that stop go on without their launcher to a checkpoint."""
+    def _handle_stop(self, status: int | None, *, is_asked: bool) -> None:
+        """Pass on a request to stop; ranks that stop go on without their launcher to a checkpoint.
+
+        Only one that `_need_not_wait` has seen: ranks that are told no longer say that they start.
+        """
         alive = [rank for rank, pulse in self._pulses.items() if not pulse.is_over and is_alive(pulse.pid)]
         all_alive = len(alive) == len(self._ranks)
         if self._launcher_spared and all_alive and any(self._pulses[r].state == "stopping" for r in alive):
@@ -174,7 +177,7 @@ class Watch:
             else:
                 self._orphans_fault = find_fault({}, [], [], status, "")
             self._launcher_spared = False
-        if self._requests.stop or self._orphans_fault is not None:
+        if is_asked or self._orphans_fault is not None:
             for rank in alive:
                 if rank not in self._told:
                     self._told.add(rank)
