@@ -21,7 +21,7 @@ from cluster.sweep.recorder import Recorder, restore_state
 from cluster.sweep.results import write_results
 from cluster.sweep.schedulers import VALUE, create_scheduler, create_search, param_space, seed_everything
 from cluster.sweep.table import count_states, find_best
-from cluster.sweep.trial import Trial
+from cluster.sweep.trial import Trial, wait_until_free
 from shards.stores.atomic import replace_text, writing_to
 from shards.stores.store import lock_folder
 from shards.support.errors import REQUEUE_CODE, ConfigError, EnvironmentFault
@@ -79,7 +79,19 @@ def run_sweep(
 
         with follow(sweep, num_reports, publish):
             keep_fitting(fit, lambda: count_reports(sweep), resume)
+        wait_for_trials(Layout(root))
     return conclude(sweep)
+
+
+def wait_for_trials(layout: Layout) -> None:
+    """Wait for the processes of all trials to end: Ray does not, where it ends the last ones.
+
+    Raises:
+        EnvironmentFault: some have not after minutes.
+    """
+    for trial in read_journal(layout.journal):
+        if layout.run(trial.name).is_dir():
+            wait_until_free(layout.run(trial.name))
 
 
 def count_reports(sweep: SweepConfig) -> int:
