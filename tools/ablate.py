@@ -180,6 +180,8 @@ def write_suite(path: Path, arguments: argparse.Namespace) -> None:
         "title": f"{arguments.steps} steps on {', '.join(arguments.sets)}",
         "output": str(out / "suite"),
         "cache": str(out / "features"),
+        # tests are split by patient; look-alikes of other patients are counted on the page
+        "allow_leakage": True,
         "encoders": encoders,
         "tasks": tasks,
     }
