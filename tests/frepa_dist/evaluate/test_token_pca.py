@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from PIL import Image
 from sklearn.decomposition import PCA
 
@@ -21,12 +22,12 @@ def test_components_are_those_of_scikit_learn():
     np.testing.assert_allclose(again[::-1], values)
 
 
-def two_regions(num=2, side=8):
+def two_regions(num=2, side=8, margin=2):
     """Maps (n, D, h, w) whose middle differs from the border in a strong direction."""
     rng = np.random.default_rng(1)
     maps = rng.normal(0, 0.1, (num, 5, side, side))
-    maps[:, 0, 2:-2, 2:-2] += 10
-    maps[:, 1, 2:-2, 2:4] += 3
+    maps[:, 0, margin:-margin, margin:-margin] += 10
+    maps[:, 1, margin:-margin, margin:4] += 3
     return maps
 
 
@@ -41,14 +42,15 @@ def test_regions_have_their_colors():
     assert abs(red[:, inside].mean() - red[:, ~inside].mean()) > 100
 
 
-def test_the_foreground_is_what_the_border_is_not():
-    for maps in (two_regions(), -two_regions()):
-        colors, _, num_tokens = color_tokens(maps, foreground=True)
-        inside = np.zeros((8, 8), bool)
-        inside[2:-2, 2:-2] = True
-        assert num_tokens == 32
-        assert not colors[:, ~inside].any()
-        assert colors[:, inside].any(axis=-1).mean() > 0.9
+@pytest.mark.parametrize("margin", [1, 2])  # the foreground has more tokens than the border, or fewer
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_foreground_is_what_the_border_is_not(margin, sign):
+    colors, _, num_tokens = color_tokens(sign * two_regions(margin=margin), foreground=True)
+    inside = np.zeros((8, 8), bool)
+    inside[margin:-margin, margin:-margin] = True
+    assert num_tokens == 2 * inside.sum()
+    assert not colors[:, ~inside].any()
+    assert colors[:, inside].any(axis=-1).mean() > 0.9
 
 
 def test_the_page_shows_images_and_colors(small_encoder, tmp_path):
