@@ -18,6 +18,8 @@ def test_the_wheel_runs_from_a_clean_folder(tmp_path):
         data = ("cluster/planning/gpus.yaml", "frepa_dist/evaluate/suite/published.yaml")
         assert set(data) <= set(archive.namelist())
         assert tops == {"cluster", "configs", "frepa_dist", "shards"}
+        assert "frepa_dist/evaluate/datasets/recipes/drive.yaml" in archive.namelist()
+        assert "frepa_dist/evaluate/suite/published.yaml" in archive.namelist()
         archive.extractall(site)
     # -S and a path of its own: the checkout, installed in editable mode, must not help
     code = (
