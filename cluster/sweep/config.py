@@ -113,6 +113,11 @@ class ResourcesConfig(Settings):
         """Ranks on each node."""
         return self.workers // self.nodes
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables of a trial's ranks: a thread for each whole core, since trials share a machine."""
+        return {"OMP_NUM_THREADS": str(max(1, int(self.cpus_per_worker)))}
+
     def bundles(self) -> list[dict[str, float]]:
         """What Ray is asked to set aside, node by node."""
         per_node = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}

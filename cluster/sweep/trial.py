@@ -22,7 +22,7 @@ import ray
 from ray import tune
 
 from cluster.launch import free_port
-from cluster.sweep.config import SweepConfig
+from cluster.sweep.config import ResourcesConfig, SweepConfig
 from cluster.sweep.layout import Layout, load_sweep
 from cluster.sweep.leash import Leashed
 from cluster.sweep.measure import measure
@@ -54,9 +54,9 @@ class FurtherNode:
     def __init__(self) -> None:
         self._command: Leashed | None = None
 
-    def start(self, arguments: list[str], log: str) -> None:
+    def start(self, arguments: list[str], log: str, environment: dict[str, str]) -> None:
         """Start `frepa` on a leash that this actor holds."""
-        self._command = Leashed(arguments, Path(log))
+        self._command = Leashed(arguments, Path(log), **environment)
 
     def end(self) -> None:
         """End it at once."""
@@ -138,9 +138,9 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         if resources.nodes > 1:
             arguments += ["--master-addr", ray.util.get_node_ip_address()]
             arguments += ["--master-port", str(free_port()), "--node-rank"]
-            self._others = start_further_nodes(arguments, self._layout, self._name, resources.nodes)
+            self._others = start_further_nodes(arguments, self._layout, self._name, resources)
             arguments.append("0")
-        self._command = Leashed(arguments, self._layout.log(self._name))
+        self._command = Leashed(arguments, self._layout.log(self._name), **resources.environment)
 
     def _wait_for_checkpoint(self, number: int) -> int:
         """The step of a report, once its checkpoint is whole."""
@@ -185,11 +185,13 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             ray.wait(waiting, num_returns=len(waiting), timeout=60)
 
 
-def start_further_nodes(arguments: list[str], layout: Layout, name: str, nodes: int) -> list[Any]:
+def start_further_nodes(
+    arguments: list[str], layout: Layout, name: str, resources: ResourcesConfig
+) -> list[Any]:
     """Start supervisors in the placement group's other bundles; arguments end with the option of the rank."""
     group = ray.util.get_current_placement_group()
     others = []
-    for node in range(1, nodes):
+    for node in range(1, resources.nodes):
         strategy = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(
             group, placement_group_bundle_index=node
         )
@@ -198,7 +200,8 @@ def start_further_nodes(arguments: list[str], layout: Layout, name: str, nodes: 
             scheduling_strategy=strategy, num_cpus=bundle.get("CPU", 0), num_gpus=bundle.get("GPU", 0)
         )(FurtherNode)
         actor = remote.remote()
-        ray.get(actor.start.remote([*arguments, str(node)], str(layout.log(name, node))))
+        log = str(layout.log(name, node))
+        ray.get(actor.start.remote([*arguments, str(node)], log, resources.environment))
         others.append(actor)
     return others
 

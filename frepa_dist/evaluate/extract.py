@@ -28,6 +28,7 @@ from frepa_dist.evaluate.encoder import Encoder
 from frepa_dist.evaluate.feature_cache import FeatureCache, encoder_digest, prune_cache
 from frepa_dist.evaluate.features import load_encoder
 from frepa_dist.evaluate.pictures import FilePictures, Pictures
+from frepa_dist.threads import share_cores
 from shards.support.errors import ConfigError, DataError
 from shards.support.progress import Progress
 from shards.support.settings import Settings
@@ -194,7 +195,7 @@ def _fill_in_process(share: Share) -> int:
     if device == "cuda":
         device = f"cuda:{share.rank % torch.cuda.device_count()}"
     if device == "cpu":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // share.num_ranks))
+        share_cores(share.num_ranks)
     return fill_share(share, load_encoder(share.source, device))
 
 

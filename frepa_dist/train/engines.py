@@ -24,6 +24,7 @@ from frepa_dist.models.cost import (
     PERSISTENT_ELEMENTS,
     PREFETCH_ELEMENTS,
 )
+from frepa_dist.threads import share_cores
 from shards.support.errors import EnvironmentFault
 
 T = TypeVar("T")
@@ -134,9 +135,7 @@ def process_group() -> Iterator[World]:
     else:
         device, backend = torch.device("cpu"), "gloo"
         _keep_operators()
-        # ranks of one node share its cores; more threads than cores slow every one of them down
-        local_size = int(os.environ.get("LOCAL_SIZE", "1"))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+        share_cores(int(os.environ.get("LOCAL_SIZE", "1")))
     try:
         deepspeed.init_distributed(dist_backend=backend, verbose=False)
     except (RuntimeError, ValueError) as error:  # torch's DistNetworkError is a RuntimeError

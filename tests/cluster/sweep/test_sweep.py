@@ -20,7 +20,7 @@ from cluster.sweep.journal import read_journal
 from cluster.sweep.layout import Layout, load_sweep
 from cluster.sweep.points import lookup
 from frepa_dist.config import RunConfig
-from frepa_dist.runs import load_run_config, read_json_lines
+from frepa_dist.runs import ENVIRONMENT, load_run_config, read_json_lines
 from shards.builder.build import BuildConfig, build_dataset
 from shards.support.settings import load_settings
 from tests import commands
@@ -123,6 +123,7 @@ def test_each_trial_is_a_run_of_its_own_that_trained_with_its_values(swept):
         assert lookup(resolved, RATE) == trial.values[RATE]
         peak = max(record["lr"] for record in read_json_lines(run / "metrics.jsonl"))
         assert peak == pytest.approx(trial.values[RATE] * 4 / 256)  # it reached the optimizer
+        assert json.loads((run / ENVIRONMENT).read_text())["threads"] == 1, "of half a core"
         rates.add(trial.values[RATE])
     assert len(rates) == 3
 
