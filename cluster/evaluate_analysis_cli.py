@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cluster.evaluate_cli import page_option, write_page, write_result
+from cluster.evaluate_cli import page_option, publish, write_page, write_result
 from cluster.leakage_cli import leakage_options
 from cluster.options import FOLDER, F
 
@@ -51,6 +51,7 @@ def evaluate_layer_cka(
 
     IMAGES is a folder of images or a dataset of shards.
     """
+    from frepa_dist.evaluate.analysis_pages import add_layer_cka
     from frepa_dist.evaluate.layer_cka import LayerCkaConfig, run_layer_cka
     from shards.support.settings import validate
 
@@ -62,12 +63,7 @@ def evaluate_layer_cka(
         config=validate(LayerCkaConfig, config, where="frepa evaluate layer-cka"),
         modality=modality,
     )
-    write_result(result.as_json(), out)
-    click.echo(result.describe())
-    if page is not None:
-        from frepa_dist.evaluate.analysis_pages import add_layer_cka
-
-        write_page(page, "frepa evaluate layer-cka", lambda shown: add_layer_cka(shown, result))
+    publish(result, out, page, lambda shown: add_layer_cka(shown, result))
 
 
 @click.command("high-pass")
@@ -121,7 +117,7 @@ def evaluate_highpass(
     if page is not None:
         from frepa_dist.evaluate.analysis_pages import add_highpass
 
-        write_page(page, "frepa evaluate high-pass", lambda shown: add_highpass(shown, results))
+        write_page(page, lambda shown: add_highpass(shown, results))
 
 
 @click.command("histogram")
@@ -145,6 +141,7 @@ def evaluate_histogram(
 
     IMAGES is a folder of images or a dataset of shards.
     """
+    from frepa_dist.evaluate.analysis_pages import add_histogram
     from frepa_dist.evaluate.histogram import HistogramConfig, run_histogram
     from shards.support.settings import validate
 
@@ -156,12 +153,7 @@ def evaluate_histogram(
         modality=modality,
         gallery=gallery,
     )
-    write_result(result.as_json(), out)
-    click.echo(result.describe())
-    if page is not None:
-        from frepa_dist.evaluate.analysis_pages import add_histogram
-
-        write_page(page, "frepa evaluate histogram", lambda shown: add_histogram(shown, result, gallery))
+    publish(result, out, page, lambda shown: add_histogram(shown, result, gallery))
 
 
 @click.command("layer-spectra")
@@ -175,17 +167,13 @@ def evaluate_layer_spectra(
 
     IMAGES is a folder of images or a dataset of shards.
     """
+    from frepa_dist.evaluate.analysis_pages import add_layer_spectra
     from frepa_dist.evaluate.layer_spectra import SpectraConfig, run_layer_spectra
     from shards.support.settings import validate
 
     config = validate(SpectraConfig, {"num": num, "seed": seed}, where="frepa evaluate layer-spectra")
     result = run_layer_spectra(encoder, images, config=config, modality=modality)
-    write_result(result.as_json(), out)
-    click.echo(result.describe())
-    if page is not None:
-        from frepa_dist.evaluate.analysis_pages import add_layer_spectra
-
-        write_page(page, "frepa evaluate layer-spectra", lambda shown: add_layer_spectra(shown, result))
+    publish(result, out, page, lambda shown: add_layer_spectra(shown, result))
 
 
 @click.command("token-pca")
@@ -209,6 +197,7 @@ def evaluate_token_pca(
 
     IMAGES is a folder of images or a dataset of shards.
     """
+    from frepa_dist.evaluate.analysis_pages import add_token_pca
     from frepa_dist.evaluate.token_pca import TokenPcaConfig, run_token_pca
     from shards.support.settings import validate
 
@@ -221,12 +210,7 @@ def evaluate_token_pca(
         modality=modality,
         gallery=gallery if page else None,
     )
-    write_result(result.as_json(), out)
-    click.echo(result.describe())
-    if page is not None:
-        from frepa_dist.evaluate.analysis_pages import add_token_pca
-
-        write_page(page, "frepa evaluate token-pca", lambda shown: add_token_pca(shown, result, gallery))
+    publish(result, out, page, lambda shown: add_token_pca(shown, result, gallery))
 
 
 def _numbers(text: str, option: str) -> tuple[float, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
@@ -14,6 +14,16 @@ from cluster.options import FOLDER, F
 
 if TYPE_CHECKING:
     from shards.support.page import Page
+
+
+class Result(Protocol):
+    """What every evaluation gives."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data for a file."""
+
+    def describe(self) -> str:
+        """A few lines for the terminal."""
 
 
 def train_option(function: F) -> F:
@@ -53,8 +63,7 @@ def evaluate_cka(
     from frepa_dist.evaluate.cka import run_cka
 
     result = run_cka(encoder, images, num=num, seed=seed, modality=modality)
-    write_result(result.as_json(), out)
-    click.echo(result.describe())
+    publish(result, out)
 
 
 @evaluate_group.command("reconstruct")
@@ -76,14 +85,13 @@ def evaluate_reconstruct(
     from frepa_dist.evaluate.reconstruct import run_reconstruct
 
     result = run_reconstruct(run, images, num=num, seed=seed, modality=modality)
-    write_result(result.as_json(), out)
-    click.echo(result.describe())
+    publish(result, out)
     if page is not None:
         from frepa_dist.evaluate.analysis_pages import add_reconstruct
         from frepa_dist.evaluate.reconstruct_pictures import draw_reconstructions
 
         rows = draw_reconstructions(run, images, num=num, seed=seed, modality=modality)
-        write_page(page, "frepa evaluate reconstruct", lambda shown: add_reconstruct(shown, result, rows))
+        write_page(page, lambda shown: add_reconstruct(shown, result, rows))
 
 
 @evaluate_group.command("segment")
@@ -119,6 +127,7 @@ def evaluate_segment(
     Files are named relative to IMAGES. Pixels of a mask that are not 0 belong to it.
     """
     from frepa_dist.evaluate.dense import DenseTraining
+    from frepa_dist.evaluate.dense_pages import add_segment
     from frepa_dist.evaluate.pairs import Columns
     from frepa_dist.evaluate.segment import run_segment
     from shards.support.settings import apply_overrides, validate
@@ -134,12 +143,17 @@ def evaluate_segment(
         allow_leakage=allow_leakage,
         states=states,
     )
+    publish(result, out, page, lambda shown: add_segment(shown, result, gallery))
+
+
+def publish(
+    result: Result, out: Path | None, page: Path | None = None, add: Callable[[Page], None] | None = None
+) -> None:
+    """Print a result; write it as JSON, and the page that `add` fills, each where a file is named."""
     write_result(result.as_json(), out)
     click.echo(result.describe())
-    if page is not None:
-        from frepa_dist.evaluate.dense_pages import add_segment
-
-        write_page(page, "frepa evaluate segment", lambda shown: add_segment(shown, result, gallery))
+    if page is not None and add is not None:
+        write_page(page, add)
 
 
 def write_result(result: dict[str, Any] | list[dict[str, Any]], out: Path | None) -> None:
@@ -149,11 +163,11 @@ def write_result(result: dict[str, Any] | list[dict[str, Any]], out: Path | None
         out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def write_page(path: Path, title: str, add: Callable[[Page], None]) -> None:
-    """Write a page that one result fills."""
+def write_page(path: Path, add: Callable[[Page], None]) -> None:
+    """Write a page that one result fills; its title is the command."""
     from shards.support.page import Page
 
-    shown = Page(title)
+    shown = Page(click.get_current_context().command_path)
     add(shown)
     shown.write(path)
     click.echo(f"page    {path}")

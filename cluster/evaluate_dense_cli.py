@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cluster.evaluate_cli import page_option, train_option, write_page, write_result
+from cluster.evaluate_cli import page_option, publish, train_option
 from cluster.leakage_cli import leakage_options
 from cluster.options import FOLDER
 
@@ -49,6 +49,7 @@ def evaluate_restore(
     The decoder sees nothing but the encoder's maps, unless --train skip=true gives it the degraded image.
     """
     from frepa_dist.evaluate.degrade import Degradation
+    from frepa_dist.evaluate.dense_pages import add_restore
     from frepa_dist.evaluate.restore import run_restore
     from frepa_dist.evaluate.restore_head import RestoreTraining
     from shards.support.settings import apply_overrides, validate
@@ -66,12 +67,7 @@ def evaluate_restore(
         allow_leakage=allow_leakage,
         states=states,
     )
-    write_result(result.as_json(), out)
-    click.echo(result.describe())
-    if page is not None:
-        from frepa_dist.evaluate.dense_pages import add_restore
-
-        write_page(page, "frepa evaluate restore", lambda shown: add_restore(shown, result, gallery))
+    publish(result, out, page, lambda shown: add_restore(shown, result, gallery))
 
 
 @click.command("detect")
@@ -119,6 +115,7 @@ def evaluate_detect(
     A lesion is a connected component of a mask. Files are named relative to IMAGES.
     """
     from frepa_dist.evaluate.dense import DenseTraining
+    from frepa_dist.evaluate.dense_pages import add_detect
     from frepa_dist.evaluate.detect import DetectSettings, run_detect
     from frepa_dist.evaluate.pairs import Columns
     from shards.support.settings import apply_overrides, validate
@@ -136,12 +133,7 @@ def evaluate_detect(
         allow_leakage=allow_leakage,
         states=states,
     )
-    write_result(result.as_json(), out)
-    click.echo(result.describe())
-    if page is not None:
-        from frepa_dist.evaluate.dense_pages import add_detect
-
-        write_page(page, "frepa evaluate detect", lambda shown: add_detect(shown, result, gallery))
+    publish(result, out, page, lambda shown: add_detect(shown, result, gallery))
 
 
 DENSE_COMMANDS = (evaluate_restore, evaluate_detect)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cluster.evaluate_cli import write_result
+from cluster.evaluate_cli import publish, write_result
 from cluster.leakage_cli import leakage_options
 from cluster.options import FOLDER
 
@@ -97,8 +97,7 @@ def evaluate_probe(encoder: str, out: Path | None, **options: Any) -> None:
 
     task, extraction = pop_task(options), pop_extraction(options)
     result = run_probe(encoder, task, extraction=extraction, **options)
-    write_result(result.as_json(), out)
-    click.echo(result.describe())
+    publish(result, out)
 
 
 @click.command("label-curve")
@@ -150,8 +149,7 @@ def evaluate_tokens(encoder: str, out: Path | None, **options: Any) -> None:
 
     task, extraction = pop_task(options), pop_extraction(options)
     result = run_token_probe(encoder, task, extraction=extraction, **options)
-    write_result(result.as_json(), out)
-    click.echo(result.describe())
+    publish(result, out)
 
 
 @click.command("compare")
@@ -169,8 +167,7 @@ def evaluate_compare(results: tuple[Path, ...], out: Path | None, **options: Any
     from frepa_dist.evaluate.paired import run_compare
 
     result = run_compare(results, **options)
-    write_result(result.as_json(), out)
-    click.echo(result.describe())
+    publish(result, out)
 
 
 @click.command("features")

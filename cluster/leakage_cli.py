@@ -55,15 +55,15 @@ def evaluate_leakage(
     DATASET is one of shards, or a run folder, whose dataset is searched.
     """
     from frepa_dist.runs import CONFIG, load_run_config
-    from shards.audit.evaluated import list_files
     from shards.audit.leakage import MOST_NEAR, find_leakage
     from shards.audit.leakage_page import write_leakage_page
+    from shards.formats.registry import find_images
 
     place, snapshot = dataset, None
     if (Path(dataset) / CONFIG).is_file():
         data = load_run_config(Path(dataset)).data
         place, snapshot = str(data.root), data.snapshot
-    files, patients = (list_files(images), {}) if labels is None else _read_table(labels, images)
+    files, patients = (find_images(images), {}) if labels is None else _read_table(labels, images)
     report = find_leakage(
         place,
         files,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -23,12 +23,11 @@ from frepa_dist.evaluate.dense import DenseTraining
 from frepa_dist.evaluate.encoder import Encoder
 from frepa_dist.evaluate.features import load_encoder
 from frepa_dist.evaluate.image_measures import (
-    intervals_over_images,
-    mean_over_images,
+    ImageResult,
     shown_places,
-    values_by_image,
+    summarize,
 )
-from frepa_dist.evaluate.leakage import NOT_CHECKED, check_split
+from frepa_dist.evaluate.leakage import check_split
 from frepa_dist.evaluate.lesions import (
     RATES,
     Candidates,
@@ -84,35 +83,25 @@ class DetectSettings(Settings):
     least_iou: float = Field(default=0.5, gt=0, le=1)
 
 
-class DetectResult(Settings):
+class DetectResult(ImageResult):
     """How well lesions are found.
 
+    The measures of an image are `froc`, the mean over rates of the share of its lesions that are found at the
+    thresholds of all images; `pointing`, whether the hottest pixel lies in a lesion; of the decoder those of
+    `lesions.outline_measures`, and the IoU, Dice and AUROC of pixels (of tokens the last alone).
+
     Attributes:
-        encoder: what was frozen.
-        images: where the images lie.
-        names: of the test images.
         num_lesions: in the test images; `num_without` of these have none.
         rates: false positives per image.
         recalls: share of all lesions found at each; `froc` is the mean.
         recall_low, recall_high, froc_low, froc_high: 95% bootstrap intervals over images (percentiles).
         curve: recall at `CURVE_RATES`, to be drawn.
-        by_image: of each measure its values in the order of `names`: `froc`, the mean over rates of the share
-            of an image's lesions that are found at the thresholds of all images; `pointing`, whether the
-            hottest pixel lies in a lesion; of the decoder those of `lesions.outline_measures`, and the IoU,
-            Dice and AUROC of pixels (of tokens the last alone). None where an image cannot tell it.
-        mean, low, high: of each over the images that can tell it, with a 95% bootstrap interval.
         image_auroc: of `tokens`, how well the mean heat of an image tells whether there is a lesion; None
             where all or no test images have one.
-        num_train: training images.
         settings: how lesions were counted.
         training: of the decoder; of the probe its tiles and its seed.
-        leakage: whether images were in the pretraining data, in words.
-        groups: number of the patient of each test image, None where patients are not known.
     """
 
-    encoder: str
-    images: str
-    names: list[str]
     num_lesions: int
     num_without: int
     rates: list[float]
@@ -123,20 +112,9 @@ class DetectResult(Settings):
     froc_low: float
     froc_high: float
     curve: list[float]
-    by_image: dict[str, list[float | None]]
-    mean: dict[str, float]
-    low: dict[str, float]
-    high: dict[str, float]
     image_auroc: float | None
-    num_train: int
     settings: DetectSettings
     training: DenseTraining
-    leakage: str = NOT_CHECKED
-    groups: list[int] | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain data for a file."""
-        return self.model_dump(mode="json")
 
     def describe(self) -> str:
         """A few lines for the terminal."""
@@ -212,18 +190,18 @@ def run_detect(
     if not any(len(candidates.lesion_scores) for candidates in found):
         raise DataError("no test image has a lesion", where=table, fix="test on some that have")
     rows = [{"froc": froc, **row} for froc, row in zip(froc_by_image(found), rows, strict=True)]
-    by_image = values_by_image(rows)
+    measures = summarize(rows, num_resamples, training.seed)
     if gallery is not None:
-        for word, place in shown_places(by_image["froc"], chosen):
+        for word, place in shown_places(measures["by_image"]["froc"], chosen):
             gallery.append(_draw(heat_of, tests[place], training, f"{word}{rows[place]['froc']:.2f} found"))
     recalls, spread = froc_recalls(found), _resample(found, num_resamples, training.seed)
-    low, high = intervals_over_images(rows, num_resamples, training.seed)
     ends = np.nanpercentile(spread, [2.5, 97.5], axis=0)
     froc_ends = np.nanpercentile(spread.mean(axis=1), [2.5, 97.5])
     return DetectResult(
         encoder=loaded.name,
         images=str(images),
         names=[pair.image.name for pair in tests],
+        **measures,
         num_lesions=sum(len(candidates.lesion_scores) for candidates in found),
         num_without=sum(not len(candidates.lesion_scores) for candidates in found),
         rates=list(RATES),
@@ -234,10 +212,6 @@ def run_detect(
         froc_low=float(froc_ends[0]),
         froc_high=float(froc_ends[1]),
         curve=froc_recalls(found, CURVE_RATES).tolist(),
-        by_image=by_image,
-        mean=mean_over_images(rows),
-        low=low,
-        high=high,
         image_auroc=_image_auroc(means, found) if settings.source == "tokens" else None,
         num_train=len(to_learn),
         settings=settings,

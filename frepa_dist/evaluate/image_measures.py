@@ -6,12 +6,52 @@ A row is one image's measures by name; NaN where that image cannot tell a measur
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from frepa_dist.evaluate.leakage import NOT_CHECKED
 from shards.read.draws import sample_rng
+from shards.support.settings import Settings
 
 Row = Mapping[str, float]
+
+
+class ImageResult(Settings):
+    """Measures of test images, of something that learned on the maps of a frozen encoder.
+
+    Attributes:
+        encoder: what was frozen.
+        images: where the images lie.
+        names: of the test images.
+        by_image: of each measure its values, in the order of `names`; None where an image cannot tell it.
+        mean: of each measure over the test images that can tell it.
+        low, high: 95% bootstrap interval over test images (percentiles).
+        num_train: training images.
+        leakage: whether images were in the pretraining data, in words.
+        groups: number of the patient of each test image, None where patients are not known.
+    """
+
+    encoder: str
+    images: str
+    names: list[str]
+    by_image: dict[str, list[float | None]]
+    mean: dict[str, float]
+    low: dict[str, float]
+    high: dict[str, float]
+    num_train: int
+    leakage: str = NOT_CHECKED
+    groups: list[int] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data for a file."""
+        return self.model_dump(mode="json")
+
+
+def summarize(rows: Sequence[Row], num_resamples: int, seed: int) -> dict[str, Any]:
+    """`by_image`, `mean`, `low` and `high` of an `ImageResult`."""
+    low, high = intervals_over_images(rows, num_resamples, seed)
+    return {"by_image": values_by_image(rows), "mean": mean_over_images(rows), "low": low, "high": high}
 
 
 def values_by_image(rows: Sequence[Row]) -> dict[str, list[float | None]]:

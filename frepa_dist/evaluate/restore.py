@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,12 +34,13 @@ from frepa_dist.evaluate.encoder import Encoder
 from frepa_dist.evaluate.features import load_encoder
 from frepa_dist.evaluate.heads import seeded
 from frepa_dist.evaluate.image_measures import (
-    intervals_over_images,
+    ImageResult,
     mean_over_images,
     shown_places,
+    summarize,
     values_by_image,
 )
-from frepa_dist.evaluate.leakage import NOT_CHECKED, check_split
+from frepa_dist.evaluate.leakage import check_split
 from frepa_dist.evaluate.overlays import Gallery, to_picture
 from frepa_dist.evaluate.pairs import load_image, number_patients, read_patients, read_split
 from frepa_dist.evaluate.restore_head import RestoreHead, RestoreTraining
@@ -47,48 +48,27 @@ from frepa_dist.evaluate.tiles import cut_tiles
 from shards.formats.common import Pixels
 from shards.read.draws import sample_rng
 from shards.support.progress import track
-from shards.support.settings import Settings
 
 
-class RestoreResult(Settings):
+class RestoreResult(ImageResult):
     """What a decoder on a frozen encoder restores.
 
+    Its measures are psnr (decibel), ssim, and rmse (of values in [0, 1]); the psnr is None where the
+    restoration equals the image.
+
     Attributes:
-        encoder: what was frozen.
-        images: where the images lie.
-        degradation: what was done to them.
-        names: of the test images.
-        by_image: psnr (decibel), ssim, and rmse (of values in [0, 1]) in the order of `names`; None where the
-            restoration equals the image.
-        degraded_by_image: the same of the degraded images as they are: the trivial baseline.
-        mean, low, high: of each measure over the test images, with a 95% bootstrap interval (percentiles).
+        degradation: what was done to the images.
+        degraded_by_image: the measures of the degraded images as they are: the trivial baseline.
         degraded: the means of the baseline.
-        num_train: training images.
         num_parameters: of the decoder.
         training: how.
-        leakage: whether images were in the pretraining data, in words.
-        groups: number of the patient of each test image, None where patients are not known.
     """
 
-    encoder: str
-    images: str
     degradation: Degradation
-    names: list[str]
-    by_image: dict[str, list[float | None]]
     degraded_by_image: dict[str, list[float | None]]
-    mean: dict[str, float]
-    low: dict[str, float]
-    high: dict[str, float]
     degraded: dict[str, float]
-    num_train: int
     num_parameters: int
     training: RestoreTraining
-    leakage: str = NOT_CHECKED
-    groups: list[int] | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain data for a file."""
-        return self.model_dump(mode="json")
 
     def describe(self) -> str:
         """A few lines for the terminal."""
@@ -168,9 +148,9 @@ def run_restore(
         clean, seen = load_pair(path, degradation, training, first + number)
         rows.append(image_measures(restore_image(loaded, head, seen), clean))
         baseline.append(image_measures(seen, clean))
-    by_image = values_by_image(rows)
+    measures = summarize(rows, num_resamples, training.seed)
     if gallery is not None:
-        for word, place in shown_places(by_image["psnr"], chosen):
+        for word, place in shown_places(measures["by_image"]["psnr"], chosen):
             clean, seen = load_pair(to_test[place], degradation, training, first + place)
             gallery.append(
                 [
@@ -179,17 +159,13 @@ def run_restore(
                     (to_picture(clean), f"clean: {to_test[place].name}"),
                 ]
             )
-    low, high = intervals_over_images(rows, num_resamples, training.seed)
     return RestoreResult(
         encoder=loaded.name,
         images=str(images),
         degradation=degradation,
         names=[path.name for path in to_test],
-        by_image=by_image,
+        **measures,
         degraded_by_image=values_by_image(baseline),
-        mean=mean_over_images(rows),
-        low=low,
-        high=high,
         degraded=mean_over_images(baseline),
         num_train=len(to_learn),
         num_parameters=sum(parameter.numel() for parameter in head.parameters()),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -33,12 +33,12 @@ from frepa_dist.evaluate.encoder import Encoder
 from frepa_dist.evaluate.features import load_encoder
 from frepa_dist.evaluate.heads import seeded
 from frepa_dist.evaluate.image_measures import (
-    intervals_over_images,
+    ImageResult,
     mean_over_images,
     shown_places,
-    values_by_image,
+    summarize,
 )
-from frepa_dist.evaluate.leakage import NOT_CHECKED, check_split
+from frepa_dist.evaluate.leakage import check_split
 from frepa_dist.evaluate.masks import mask_measures
 from frepa_dist.evaluate.overlays import Gallery, fit_picture, overlay_masks, to_picture
 from frepa_dist.evaluate.pairs import (
@@ -56,48 +56,23 @@ from frepa_dist.evaluate.tiles import cut_tiles
 from frepa_dist.models.volume import DenseHead
 from shards.formats.common import Pixels
 from shards.support.progress import track
-from shards.support.settings import Settings
 
 THRESHOLD = 0.5  # least probability of what is found
 UNKNOWN = -1.0  # in a tile of a mask: a pixel that does not count
 
 
-class SegmentResult(Settings):
-    """What a decoder on a frozen encoder finds.
+class SegmentResult(ImageResult):
+    """What a decoder on a frozen encoder finds; its measures are those of `masks.mask_measures`.
 
     Attributes:
-        encoder: what was frozen.
-        images: where the images lie.
-        names: of the test images.
-        by_image: of each measure (`masks.mask_measures`) its values, in the order of `names`; None where an
-            image cannot tell it.
-        mean: of each measure over the test images that can tell it.
-        low, high: 95% bootstrap interval over test images (percentiles).
         observer: the same means of the second observer's masks, where there are some; a mask has no AUROC.
-        num_train: training images.
         num_parameters: of the decoder.
         training: how.
-        leakage: whether images were in the pretraining data, in words.
-        groups: number of the patient of each test image, None where patients are not known.
     """
 
-    encoder: str
-    images: str
-    names: list[str]
-    by_image: dict[str, list[float | None]]
-    mean: dict[str, float]
-    low: dict[str, float]
-    high: dict[str, float]
     observer: dict[str, float]
-    num_train: int
     num_parameters: int
     training: DenseTraining
-    leakage: str = NOT_CHECKED
-    groups: list[int] | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain data for a file."""
-        return self.model_dump(mode="json")
 
     def describe(self) -> str:
         """A few lines for the terminal."""
@@ -168,20 +143,16 @@ def run_segment(
         if pair.second is not None:
             human = mask_measures(load_mask(pair.second, truth.shape).astype(float), truth, where)
             humans.append({name: value for name, value in human.items() if name != "auroc"})
-    low, high = intervals_over_images(rows, num_resamples, training.seed)
-    by_image = values_by_image(rows)
+    measures = summarize(rows, num_resamples, training.seed)
     if gallery is not None:
-        for word, place in shown_places(by_image["dice"], chosen):
+        for word, place in shown_places(measures["by_image"]["dice"], chosen):
             words = f"{word}Dice {rows[place]['dice']:.3f}"
             gallery.append(draw_masks(loaded, head, tests[place], training, words))
     return SegmentResult(
         encoder=loaded.name,
         images=str(images),
         names=[pair.image.name for pair in tests],
-        by_image=by_image,
-        mean=mean_over_images(rows),
-        low=low,
-        high=high,
+        **measures,
         observer=mean_over_images(humans) if humans else {},
         num_train=len(pairs) - len(tests),
         num_parameters=sum(parameter.numel() for parameter in head.parameters()),

@@ -22,6 +22,7 @@ from shards.builder.canonical import resize_to_canonical
 from shards.dataset import has_dataset
 from shards.formats.common import Pixels
 from shards.formats.pictures import SUFFIXES, decode_image
+from shards.formats.registry import find_images
 from shards.hf.maps import hf_map
 from shards.hf.modalities import find_modality
 from shards.hf.tokens import HFParams, hf_response
@@ -92,22 +93,12 @@ def decode_file(path: Path) -> Pixels:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files below a folder by their suffix, sorted; hidden files and folders are left out.
+    """Images below a folder that are decoded here, see `shards.formats.registry.find_images`.
 
     Raises:
         DataError: there is no such folder, or no image in it.
     """
-    if not folder.is_dir():
-        raise DataError("no such folder", where=folder)
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    if not found:
-        raise DataError("no image in this folder", where=folder, allowed=" ".join(sorted(SUFFIXES)))
-    return found
+    return find_images(folder, SUFFIXES)
 
 
 def list_views(

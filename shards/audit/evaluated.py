@@ -25,11 +25,10 @@ from shards.builder.objects import PlannedObject, content_identity, open_planned
 from shards.builder.series import VolumeWindows
 from shards.formats.common import Decoded, Header, Pixels, Raw, ReadOptions, Unreadable
 from shards.formats.intensity import IntensityRule, to_stored
-from shards.formats.registry import claims_image, read_header
+from shards.formats.registry import read_header
 from shards.hf.modalities import find_modality
 from shards.schema import Snapshot
 from shards.stores.blobs import Blob, FileBlob
-from shards.support.errors import DataError
 
 _JPEG = b"\xff\xd8"
 _CAMERAS = (1.0, 4 / 3, 3 / 2)  # width over height of the pictures that cameras make
@@ -102,26 +101,6 @@ def readings_of(snapshot: Snapshot, modality: str | None = None) -> list[Reading
         for name in snapshot.modalities if modality is None else [modality]:
             found.setdefault(Reading(snapshot.size, find_modality(name).intensity, ReadOptions()))
     return list(found)
-
-
-def list_files(folder: Path) -> list[Path]:
-    """Files below a folder that claim to be of an image format, sorted; hidden ones are left out.
-
-    Raises:
-        DataError: there is no such folder, or no image in it.
-    """
-    if not folder.is_dir():
-        raise DataError("no such folder", where=folder)
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if claims_image(path.name)
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    if not found:
-        raise DataError("no image in this folder", where=folder)
-    return found
 
 
 def plan_tasks(files: Sequence[Path], readings: Sequence[Reading]) -> Iterator[EvaluatedTask]:

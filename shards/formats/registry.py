@@ -13,18 +13,21 @@ Readers are imported when the first object of their kind comes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import NamedTuple
 
 from shards.formats import pictures
 from shards.formats.common import Header, Opened, ReadOptions, Unreadable, missing_reader
 from shards.formats.magic import HEAD_BYTES, sniff
 from shards.stores.blobs import Blob
+from shards.support.errors import DataError
 
-__all__ = ["claims_image", "open_object", "read_header", "sniff"]
+__all__ = ["claims_image", "find_images", "open_object", "read_header", "sniff"]
 
 _SLIDE_SUFFIXES = (".svs", ".ndpi", ".scn", ".bif", ".mrxs")
 _OTHER_SUFFIXES = (".dcm", ".dicom", ".ima", ".nii", ".nii.gz", ".npy", ".npz", ".h5", ".hdf5")
+SUFFIXES = frozenset({*pictures.SUFFIXES, *_OTHER_SUFFIXES, *_SLIDE_SUFFIXES})
 _EXTRAS = {
     "dicom": ("pydicom", "dicom"),
     "nifti": ("nibabel", "nifti"),
@@ -41,7 +44,27 @@ class _Reader(NamedTuple):
 
 def claims_image(name: str) -> bool:
     """Whether a file's suffix is that of a format that is read."""
-    return name.lower().endswith((*pictures.SUFFIXES, *_OTHER_SUFFIXES, *_SLIDE_SUFFIXES))
+    return name.lower().endswith(tuple(SUFFIXES))
+
+
+def find_images(folder: Path, suffixes: Collection[str] = SUFFIXES) -> list[Path]:
+    """Files below a folder that have one of the suffixes, sorted; hidden files and folders are left out.
+
+    Raises:
+        DataError: there is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise DataError("no such folder", where=folder)
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.name.lower().endswith(tuple(suffixes))
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not found:
+        raise DataError("no image in this folder", where=folder, allowed=" ".join(sorted(suffixes)))
+    return found
 
 
 def read_header(blob: Blob, options: ReadOptions) -> Header:

@@ -16,6 +16,7 @@ import numpy as np
 from frepa_dist.evaluate.cka import CkaResult
 from frepa_dist.evaluate.detect import DetectResult
 from frepa_dist.evaluate.highpass import HighPassResult
+from frepa_dist.evaluate.image_measures import ImageResult
 from frepa_dist.evaluate.label_curve import LabelCurve
 from frepa_dist.evaluate.layer_spectra import SpectraResult
 from frepa_dist.evaluate.layers import LAST
@@ -124,7 +125,7 @@ def read_tokens(result: TokenResult) -> Reading:
     return Reading({main: measures[main], **measures}, full.leakage, full.resampled)
 
 
-def _read_images(result: SegmentResult | RestoreResult | DetectResult, main: str) -> dict[str, Measured]:
+def _read_images(result: ImageResult, main: str) -> dict[str, Measured]:
     """Means over test images, the main one first."""
     return {
         IMAGE_MEASURES.get(name, name.replace("_", " ")): Measured(

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from cluster.launch import free_port
 from cluster.planning.checkpoints import checkpoint_bytes
 from cluster.planning.memory import MemoryModel, fit_memory, micro_batches, shown_sizes, with_layout
 from frepa_dist.config import RunConfig
 from frepa_dist.methods.base import StepInfo
 from frepa_dist.models.cost import count_cost, network_specs
 from frepa_dist.models.counters import LiveBytes
-from frepa_dist.train.engines import World, process_group
+from frepa_dist.train.engines import World
 from frepa_dist.train.loop import Trainer
 from shards.support.errors import ConfigError
 from shards.support.telemetry import Telemetry
 from tests.cluster.planning.runs import small_config
+from tests.one_rank import one_rank
 
 RETMAE = {"name": "retmae", "model": {"size": "tiny", "image_size": 64}}
 
@@ -34,21 +33,8 @@ def config_of(root, method, **train) -> RunConfig:
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
     """One rank on the CPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "RANK": "0",
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": "1",
-            "LOCAL_SIZE": str(os.cpu_count()),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
-            "DS_ACCELERATOR": "cpu",
-            "PATH": os.environ["PATH"],  # process_group changes it
-        }.items():
-            patch.setenv(name, value)
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        with process_group() as world:
-            yield world
+    with one_rank() as world:
+        yield world
 
 
 def standing_bytes() -> int:
