@@ -21,12 +21,14 @@ from frepa_dist.evaluate.detect import DetectSettings
 from frepa_dist.evaluate.extract import Extraction
 from frepa_dist.evaluate.highpass import CUTOFFS
 from frepa_dist.evaluate.label_curve import SHARES
+from frepa_dist.evaluate.layer_cka import LayerCkaConfig
 from frepa_dist.evaluate.layer_spectra import SpectraConfig
 from frepa_dist.evaluate.pairs import Columns
 from frepa_dist.evaluate.probe import Head
 from frepa_dist.evaluate.restore_head import RestoreTraining
 from frepa_dist.evaluate.suite.published import find_published
 from frepa_dist.evaluate.task import ProbeTask
+from frepa_dist.evaluate.token_pca import TokenPcaConfig
 from shards.hf.modalities import MODALITIES
 from shards.support.errors import ConfigError
 from shards.support.settings import Settings, apply_overrides, read_config, validate
@@ -35,7 +37,7 @@ Training = dict[str, bool | int | float | str | None]
 """Settings of a head that is trained by steps, as `--train` of a probe takes them."""
 
 HAS_SEED = {"segment": "training", "detect": "training", "restore": "training"} | dict.fromkeys(
-    ("cka", "layer-spectra"), "config"
+    ("cka", "layer-cka", "layer-spectra", "token-pca"), "config"
 )
 """Where the seed of a task stands, if not in the task itself."""
 
@@ -164,6 +166,22 @@ class CkaEntry(TaskEntry):
     config: CkaConfig = CkaConfig()
 
 
+class LayerCkaEntry(TaskEntry):
+    """`frepa evaluate layer-cka` of each encoder with itself; see `LayerCkaConfig`."""
+
+    kind: Literal["layer-cka"]
+    images: str
+    config: LayerCkaConfig = LayerCkaConfig()
+
+
+class TokenPcaEntry(TaskEntry):
+    """`frepa evaluate token-pca`; see `TokenPcaConfig`."""
+
+    kind: Literal["token-pca"]
+    images: str
+    config: TokenPcaConfig = TokenPcaConfig()
+
+
 class ReconstructEntry(TaskEntry):
     """`frepa evaluate reconstruct`; its encoders are runs, for it takes their decoders too."""
 
@@ -191,8 +209,10 @@ Entry = Annotated[
     | RestoreEntry
     | HighPassEntry
     | CkaEntry
+    | LayerCkaEntry
     | ReconstructEntry
-    | SpectraEntry,
+    | SpectraEntry
+    | TokenPcaEntry,
     Field(discriminator="kind"),
 ]
 
@@ -266,7 +286,7 @@ def _with_shared(task: Any, shared: Mapping[str, Any]) -> Any:
     if not isinstance(task, Mapping):
         return task
     filled, kind = dict(task), task.get("kind")
-    if "num_resamples" in shared and kind not in ("cka", "reconstruct"):
+    if "num_resamples" in shared and kind not in ("cka", "layer-cka", "reconstruct", "token-pca"):
         filled.setdefault("num_resamples", shared["num_resamples"])
     if "num_permutations" in shared and kind == "tokens":
         filled.setdefault("num_permutations", shared["num_permutations"])

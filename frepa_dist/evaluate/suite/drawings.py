@@ -10,9 +10,10 @@ import numpy as np
 from frepa_dist.evaluate.detect import CURVE_RATES, DetectResult
 from frepa_dist.evaluate.highpass import HighPassResult
 from frepa_dist.evaluate.label_curve import LabelCurve
+from frepa_dist.evaluate.layer_cka import LayerCkaResult, LayerCkaRow
 from frepa_dist.evaluate.layer_spectra import SpectraResult
 from frepa_dist.evaluate.layers import LAST
-from frepa_dist.evaluate.plots import Line, lines_figure, share_figure
+from frepa_dist.evaluate.plots import Line, lines_figure, matrix_figure, share_figure
 from frepa_dist.evaluate.probe_result import ProbeResult
 from frepa_dist.evaluate.restore import RestoreResult
 from frepa_dist.evaluate.segment import SegmentResult
@@ -117,6 +118,28 @@ def _draw_spectra(page: Page, found: Mapping[str, Sequence[SpectraResult]]) -> N
     page.figure(figure, f"{modality}: the output, frequency by frequency; mean over seeds.")
 
 
+def _draw_layer_cka(page: Page, found: Mapping[str, Sequence[LayerCkaResult]]) -> None:
+    first = next(iter(found.values()))[0].rows[0]
+    chosen = {name: [_of_modality(result, first.modality) for result in some] for name, some in found.items()}
+    words = f"{first.modality}, {first.num_images} images; mean over seeds."
+    for band in (0, -1):
+        lines = []
+        for name, rows in chosen.items():
+            values = np.mean([np.array(row.band_cka)[:, band] for row in rows], axis=0).tolist()
+            lines.append(Line(name, list(np.linspace(0, 1, len(values))), values))
+        label = f"CKA with the band {first.bands[band]}"
+        figure = lines_figure(lines, xlabel="depth (0: first layer, 1: output)", ylabel=label)
+        page.figure(figure, f"{words} Where it is high, a layer says what it says by that band.")
+    for name, rows in chosen.items():
+        mean = np.mean([row.cka for row in rows], axis=0)
+        figure = matrix_figure(mean, rows[0].layers, rows[0].others, label="CKA")
+        page.figure(figure, f"{name}: all pairs of layers; {words}")
+
+
+def _of_modality(result: LayerCkaResult, modality: str) -> LayerCkaRow:
+    return next(row for row in result.rows if row.modality == modality)
+
+
 DRAWERS: Mapping[str, Callable[[Page, Any], None]] = {
     "probe": _tell_probe,
     "tokens": _tell_tokens,
@@ -125,6 +148,7 @@ DRAWERS: Mapping[str, Callable[[Page, Any], None]] = {
     "detect": _draw_detect,
     "segment": _draw_segment,
     "restore": _draw_restore,
+    "layer-cka": _draw_layer_cka,
     "layer-spectra": _draw_spectra,
 }
 """By kind of task, what is drawn of the results of each encoder's seeds."""

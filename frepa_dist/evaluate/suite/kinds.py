@@ -12,6 +12,7 @@ from frepa_dist.evaluate.detect import run_detect
 from frepa_dist.evaluate.extract import Extraction
 from frepa_dist.evaluate.highpass import run_highpass
 from frepa_dist.evaluate.label_curve import run_label_curve
+from frepa_dist.evaluate.layer_cka import run_layer_cka
 from frepa_dist.evaluate.layer_spectra import run_layer_spectra
 from frepa_dist.evaluate.overlays import Gallery
 from frepa_dist.evaluate.probe import run_probe
@@ -23,14 +24,17 @@ from frepa_dist.evaluate.suite.config import (
     DetectEntry,
     HighPassEntry,
     LabelCurveEntry,
+    LayerCkaEntry,
     ProbeEntry,
     ReconstructEntry,
     RestoreEntry,
     SegmentEntry,
     SpectraEntry,
+    TokenPcaEntry,
     TokensEntry,
     Training,
 )
+from frepa_dist.evaluate.token_pca import run_token_pca
 from frepa_dist.evaluate.token_probe import run_token_probe
 from shards.support.settings import Settings, dump_yaml
 
@@ -160,6 +164,25 @@ def _cka(task: CkaEntry, encoder: str, given: Given) -> Settings:
     return run_cka(encoder, task.images, modality=task.modality, device=device, **task.config.model_dump())
 
 
+def _layer_cka(task: LayerCkaEntry, encoder: str, given: Given) -> Settings:
+    device = given.extraction.device
+    return run_layer_cka(encoder, task.images, config=task.config, modality=task.modality, device=device)
+
+
+def _token_pca(task: TokenPcaEntry, encoder: str, given: Given) -> Settings:
+    gallery: Gallery = []
+    result = run_token_pca(
+        encoder,
+        task.images,
+        config=task.config,
+        modality=task.modality,
+        device=given.extraction.device,
+        gallery=gallery,
+    )
+    given.gallery.extend(gallery[: given.num_pictures])
+    return result
+
+
 def _reconstruct(task: ReconstructEntry, encoder: str, given: Given) -> Settings:
     return run_reconstruct(
         Path(encoder),
@@ -191,7 +214,9 @@ RUNNERS: Mapping[str, Callable[[Any, str, Given], Settings]] = {
     "restore": _restore,
     "high-pass": _highpass,
     "cka": _cka,
+    "layer-cka": _layer_cka,
     "reconstruct": _reconstruct,
     "layer-spectra": _spectra,
+    "token-pca": _token_pca,
 }
 """By kind of task: from the task and the source of an encoder to a result of `readings.READERS`."""

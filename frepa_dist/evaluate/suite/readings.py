@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from frepa_dist.evaluate.cka import CkaResult
+from frepa_dist.evaluate.cka import NORMAL_95, CkaResult
 from frepa_dist.evaluate.detect import DetectResult
 from frepa_dist.evaluate.highpass import HighPassResult
 from frepa_dist.evaluate.image_measures import ImageResult
 from frepa_dist.evaluate.label_curve import LabelCurve
+from frepa_dist.evaluate.layer_cka import LayerCkaResult
 from frepa_dist.evaluate.layer_spectra import SpectraResult
 from frepa_dist.evaluate.layers import LAST
 from frepa_dist.evaluate.probe_result import SHOWN, Estimate, ProbeResult
@@ -25,6 +26,7 @@ from frepa_dist.evaluate.reconstruct import ReconstructionResult
 from frepa_dist.evaluate.restore import RestoreResult
 from frepa_dist.evaluate.segment import SegmentResult
 from frepa_dist.evaluate.suite.panel import Panel, macro_auroc_of_many
+from frepa_dist.evaluate.token_pca import TokenPcaResult
 from frepa_dist.evaluate.token_probe import TokenResult
 
 IMAGE_MEASURES = {"dice": "Dice", "iou": "IoU", "cldice": "clDice", "auroc": "AUROC of pixels"} | {
@@ -187,6 +189,31 @@ def read_cka(result: CkaResult) -> Reading:
     return Reading({main: measures[main], **measures}, None, "images")
 
 
+def read_layer_cka(result: LayerCkaResult) -> Reading:
+    """CKA of the output with that of bands of frequencies, the highest band first."""
+    measures = {}
+    for row in result.rows:
+        place = row.layers.index(LAST)
+        for band, name in reversed(list(enumerate(row.bands))):
+            value = row.band_cka[place][band]
+            reach = None if row.band_error is None else NORMAL_95 * row.band_error[place][band]
+            low, high = (None, None) if reach is None else (value - reach, min(1.0, value + reach))
+            which = f", {row.modality}" if len(result.rows) > 1 else ""
+            measures[f"CKA of the output, band {name}{which}"] = Measured(value, low, high, is_up=None)
+    return Reading(measures, None, "images")
+
+
+def read_token_pca(result: TokenPcaResult) -> Reading:
+    """Share of the tokens' variance that the three colors hold."""
+    measures = {
+        "variance in three components" + (f", {row.modality}" if len(result.rows) > 1 else ""): Measured(
+            sum(row.explained), is_up=None
+        )
+        for row in result.rows
+    }
+    return Reading(measures, None, "images")
+
+
 def read_reconstruct(result: ReconstructionResult) -> Reading:
     """The error of detail by what was hidden, hidden patches first; what has another name is not compared."""
     several = len({row.modality for row in result.rows}) > 1
@@ -225,7 +252,9 @@ READERS: Mapping[str, tuple[type[Any], Callable[[Any], Reading]]] = {
     "detect": (DetectResult, read_detect),
     "high-pass": (HighPassResult, read_highpass),
     "cka": (CkaResult, read_cka),
+    "layer-cka": (LayerCkaResult, read_layer_cka),
     "reconstruct": (ReconstructionResult, read_reconstruct),
     "layer-spectra": (SpectraResult, read_spectra),
+    "token-pca": (TokenPcaResult, read_token_pca),
 }
 """By kind of task: the class of its results, and what reads them."""

@@ -27,13 +27,16 @@ KINDS = {
     "restore": "Restoration: a light decoder on the frozen encoder restores degraded images.",
     "high-pass": "Probe of raw images, tested on images that lose their low frequencies more and more.",
     "cka": "Similarity (debiased linear CKA) of the features of the image and of a part of it.",
+    "layer-cka": "Similarity (debiased linear CKA) of layers with each other, and with bands of frequencies.",
     "reconstruct": "Reconstruction by the run's decoder: relative error above 13.4 cycles per image side.",
     "layer-spectra": "Which frequencies the layers pass: relative log-amplitude of their maps.",
+    "token-pca": "Tokens as colors: the first three principal components over the tokens of all images.",
 }
 PICTURES = {
     "segment": f"The first test images. Over the grey picture: {LEGEND}. Black does not count.",
     "detect": "The first test images: heat, and lesions outlined.",
     "restore": "The first test images: degraded, clean, and what is restored from each encoder.",
+    "token-pca": "The first images. Like colors are like tokens; colors of two encoders do not compare.",
 }
 
 
@@ -182,7 +185,7 @@ def add_pictures(page: Page, kind: str, cells: Mapping[str, Sequence[Cell]]) -> 
         shown = [(unpack_picture(p), p.caption) for at, p in enumerate(shared) if at != OWN]
         for name, found in rows.items():
             own = found[number][OWN]
-            shown.append((unpack_picture(own), f"{name}: {own.caption}"))
+            shown.append((unpack_picture(own), f"{name}: {own.caption}" if own.caption else name))
         page.gallery(shown, columns=min(len(shown), MOST_COLUMNS))
 
 

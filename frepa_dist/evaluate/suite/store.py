@@ -35,7 +35,8 @@ from shards.support.settings import Settings
 FORMAT = 1  # counts up when a result of the same settings, weights and images would be another
 RESULTS = "results"
 SHOWN_ONLY = {"name", "published"}  # of a task: what changes no number
-WITH_PICTURES = ("segment", "detect", "restore")
+WITH_PICTURES = ("segment", "detect", "restore", "token-pca")
+WITHOUT_MODALITY = ("segment", "detect", "restore", "high-pass")  # they do not look at it
 
 
 class Picture(Settings):
@@ -95,7 +96,7 @@ def cell_digest(
         states: where they were looked for.
         num_pictures: that were drawn.
     """
-    unused = SHOWN_ONLY | ({"modality"} if task.kind in (*WITH_PICTURES, "high-pass") else set())
+    unused = SHOWN_ONLY | ({"modality"} if task.kind in WITHOUT_MODALITY else set())
     told = [
         FORMAT,
         task.model_dump(mode="json", exclude=unused),

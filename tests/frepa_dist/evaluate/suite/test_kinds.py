@@ -29,6 +29,8 @@ MAIN = {
     "restore": "PSNR, dB",
     "high-pass": "AUROC, mean of high-passed",
     "cka": "CKA, high-passed image",
+    "layer-cka": "CKA of the output, band above 8",
+    "token-pca": "variance in three components",
     "layer-spectra": "log-amplitude at the highest frequency",
 }
 
@@ -51,7 +53,9 @@ def suite(small_encoder, tmp_path_factory):
         "detect": {**masks, "training": training, "count": {"min_distance": 3}},
         "restore": {"images": str(masked), "labels": masks["masks"], "training": training},
         "cka": {"images": str(labeled), "modality": "fundus", "config": {"num": 8}},
+        "layer-cka": {"images": str(labeled), "config": {"num": 8, "edges": [4, 8]}},
         "layer-spectra": {"images": str(labeled), "config": {"num": 4}},
+        "token-pca": {"images": str(labeled), "config": {"num": 4}},
     }
     config = SuiteConfig.model_validate(
         {
@@ -79,14 +83,14 @@ def test_test_images_make_the_measure(suite, kind):
     reading = suite[1].readings[Place(kind, "one", 0)]
     assert reading.main == MAIN[kind]
     told = {name: measured for name, measured in reading.measures.items() if measured.panel is not None}
-    assert (reading.main in told) == (kind != "cka")  # CKA is of all images together
+    assert (reading.main in told) == (kind not in ("cka", "layer-cka", "token-pca"))  # of all images together
     for name, measured in told.items():
         assert measured.panel.by_seed() == pytest.approx([measured.value]), name
         if measured.low is not None:
             assert measured.low - 1e-9 <= measured.value <= measured.high + 1e-9, name
-    is_similarity = kind in ("cka", "layer-spectra")
-    assert (reading.leakage is None) == is_similarity
-    assert (reading.measures[reading.main].is_up is None) == is_similarity
+    learns_nothing = kind in ("cka", "layer-cka", "layer-spectra", "token-pca")
+    assert (reading.leakage is None) == learns_nothing
+    assert (reading.measures[reading.main].is_up is None) == learns_nothing
     assert {name for name, measured in reading.measures.items() if measured.is_up is False} <= {"RMSE"}
     assert kind != "restore" or reading.measures["RMSE"].is_up is False
     patients = kind in ("probe", "label-curve", "tokens", "high-pass")
@@ -102,7 +106,8 @@ def test_the_page_shows_all_of_them(suite):
     for kind in MAIN:
         assert f'<h2 id="{kind}">' in page
         assert bool(results.cells[Place(kind, "one", 0)].pictures) == (kind in PICTURES)
-    assert page.count("<img") == 2 + 2 + 3  # image and overlay, image and heat, degraded, clean and restored
+    # image and overlay, image and heat, degraded, clean and restored, image and colors
+    assert page.count("<img") == 2 + 2 + 3 + 2
     assert "One seed of one: nothing is known of the spread of its training" in page
     assert "Differences to" not in page  # a single encoder
     assert not any(task.best for task in summary.tasks)
