@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -26,6 +24,8 @@ class AuxiliaryEncoder(nn.Module):
     std: Tensor
 
     def __init__(self, model: nn.Module) -> None:
+        from timm.data import resolve_model_data_config
+
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         wanted = resolve_model_data_config(model)
@@ -90,6 +90,8 @@ def auxiliary_width(name: str) -> int:
 
 def _create(name: str, *, pretrained: bool = False) -> Any:
     """A timm model without its classifier; `Any`, for timm has no type for what its models have in common."""
+    import timm
+
     try:
         # with its own classes, which then go: with others timm would not load strictly
         model = timm.create_model(name, pretrained=pretrained)

@@ -14,7 +14,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import timm
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
@@ -121,6 +120,8 @@ class Backbone(nn.Module):
         drop_path: float = 0.0,
         activation_checkpointing: bool = False,
     ) -> None:
+        import timm
+
         super().__init__()
         entry = find_backbone(name)
         self.name, self.stride, self.image_size = name, entry.stride, image_size

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 
 import torch
-from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -25,6 +24,8 @@ def create_neck(width: int, neck_width: int | None) -> nn.Module:
     """
     if neck_width is None:
         return nn.Identity()
+    from timm.layers import LayerNorm2d
+
     return nn.Sequential(
         nn.Conv2d(width, neck_width, 1, bias=False),
         LayerNorm2d(neck_width),

@@ -11,9 +11,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import timm
 import torch
-from timm.layers import resample_patch_embed, resize_rel_pos_bias_table
 from torch import Tensor
 
 from frepa_dist.models.catalog import BACKBONES, find_backbone
@@ -160,6 +158,8 @@ def _fit_bias_table(table: Tensor, target: Tensor) -> Tensor:
     """Resize a relative-position table ((2 w - 1)^2, heads) to another window, as timm does."""
     if not (_is_square(len(table)) and _is_square(len(target))):
         return table
+    from timm.layers import resize_rel_pos_bias_table
+
     side = (math.isqrt(len(target)) + 1) // 2
     resized: Tensor = resize_rel_pos_bias_table(table, (side, side), tuple(target.shape))
     return resized
@@ -170,6 +170,8 @@ def _fit_first_layer(kernel: Tensor, target: Tensor, notes: list[str]) -> Tensor
     if kernel.shape[0] != target.shape[0]:
         return kernel
     if kernel.shape[2:] != target.shape[2:]:
+        from timm.layers import resample_patch_embed
+
         kernel = resample_patch_embed(kernel, list(target.shape[2:]))
     if (kernel.shape[1], target.shape[1]) == (3, 4):
         notes.append("the fourth input channel starts at zero")
@@ -188,6 +190,8 @@ def _fetch_pretrained(name: str) -> dict[str, Tensor]:
         ConfigError: there are none that fit.
         EnvironmentFault: they cannot be fetched.
     """
+    import timm
+
     entry = find_backbone(name)
     if not entry.pretrained:
         having = ", ".join(key for key, other in BACKBONES.items() if other.pretrained)

@@ -14,8 +14,6 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
-from timm.layers import PatchEmbed
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -70,6 +68,8 @@ class MaeOutput(NamedTuple):
 
 def create_blocks(width: int, depth: int, heads: int) -> nn.ModuleList:
     """Create pre-norm transformer blocks, with biases and LayerNorm at eps 1e-6 as in the reference."""
+    from timm.models.vision_transformer import Block
+
     norm = partial(nn.LayerNorm, eps=1e-6)
     return nn.ModuleList(
         Block(width, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=norm) for _ in range(depth)
@@ -112,6 +112,8 @@ class EncoderTrunk(nn.Module):
         self.image_size, self.patch_size, self.in_channels = image_size, patch_size, in_channels
         self.width, self.num_patches = size.width, (image_size // patch_size) ** 2
         self.input_channel, self.activation_checkpointing = input_channel, activation_checkpointing
+
+        from timm.layers import PatchEmbed
 
         num_inputs = in_channels + (input_channel is not None)
         self.patch_embed = PatchEmbed(image_size, patch_size, num_inputs, size.width)

@@ -38,6 +38,13 @@ def test_what_has_to_be_quick_imports_nothing_heavy(tmp_path, arguments, shown):
     assert shown in result.stdout
 
 
+def test_a_config_is_read_without_what_builds_networks():
+    heavy = {"timm", "torchvision", "deepspeed"}
+    code = f"import sys, frepa_dist.config; print(sorted({heavy} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

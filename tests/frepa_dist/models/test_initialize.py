@@ -187,7 +187,7 @@ def test_timm_s_weights(name, monkeypatch):
 
     wanted = settings(name, "timm", size=96)
     model = fresh(wanted)
-    monkeypatch.setattr(module.timm, "create_model", fetch)
+    monkeypatch.setattr(timm, "create_model", fetch)
     monkeypatch.setitem(module.BACKBONES, name, entry._replace(pretrained=True))
     words = initialize(model, wanted)
     assert pretrained == [entry.architecture]
@@ -265,7 +265,7 @@ def test_timm_s_weights_that_there_are_not_or_cannot_be_had(monkeypatch):
     def refuse(name, pretrained):
         raise OSError("no route to host\nmore")
 
-    monkeypatch.setattr(module.timm, "create_model", refuse)
+    monkeypatch.setattr(timm, "create_model", refuse)
     with pytest.raises(EnvironmentFault, match="no route to host; to mend it"):
         initialize(model, wanted)
 
