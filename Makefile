@@ -21,10 +21,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python tools/demo.py $(if $(DATA),--data '$(DATA)')
 
-# tests wait more than they compute, so three run at once, of one thread each
+# tests wait more than they compute, so four run at once, of one thread each
 test: export OMP_NUM_THREADS = 1
 test: setup
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations=10
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder --durations=10
 
 check: setup
 	$(BIN)/ruff check .
