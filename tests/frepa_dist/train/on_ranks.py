@@ -20,7 +20,7 @@ from tests.commands import ON_CPU
 
 RANKS = 2
 SECONDS = 240  # alone on two cores it takes 30
-PRELOADED = ["frepa_dist.train.__main__"]
+PRELOADED = ["frepa_dist.train.__main__", "timm", "torch._dynamo"]
 ENVIRONMENT = {
     **ON_CPU,
     # ninja lies beside the interpreter
