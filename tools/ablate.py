@@ -48,7 +48,9 @@ SMALL = (
 )
 UNTRAINED = ("train.steps=1", "train.base_learning_rate=1e-12")  # of the variants named random
 TINY, TINY_VIT = ("method.model.backbone=vit_tiny",), ("method.model.size=tiny",)
-FREPA_BASE = (*TINY, "method.hfl=null", "method.consistency=null")
+# of 512 pixels tiles of 32 and cells of 16 are small; of 96 to 224 they are not
+CORRUPTED = (*TINY, "method.corruption.tile=16", "method.corruption.cell=8")
+FREPA_BASE = (*CORRUPTED, "method.hfl=null", "method.consistency=null")
 ALL_TERMS = (
     "method.hfl={}",
     "method.consistency={}",
@@ -68,9 +70,9 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "random": (FREPA_CONFIG, FREPA_BASE),
     "zero_masking": (FREPA_CONFIG, (*FREPA_BASE, "method.corruption.kinds={zero: 0.5, frequency: 0.5}")),
     "focal": (FREPA_CONFIG, (*FREPA_BASE, "method.focal={}")),
-    "frepa": (FREPA_CONFIG, TINY),
-    "frepa_histogram": ("frepa/histogram_only", TINY),
-    "frepa_frequency": ("frepa/frequency_only", TINY),
+    "frepa": (FREPA_CONFIG, CORRUPTED),
+    "frepa_histogram": ("frepa/histogram_only", CORRUPTED),
+    "frepa_frequency": ("frepa/frequency_only", CORRUPTED),
     "mfm": ("frepa/mfm_vit_b_17m", TINY),
     "mae": (MAE, TINY_VIT),
     "mae_pixels": (MAE, (*TINY_VIT, "method.norm_pix_loss=false")),
