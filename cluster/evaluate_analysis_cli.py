@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
@@ -51,7 +52,6 @@ def evaluate_layer_cka(
 
     IMAGES is a folder of images or a dataset of shards.
     """
-    from frepa_dist.evaluate.analysis_pages import add_layer_cka
     from frepa_dist.evaluate.layer_cka import LayerCkaConfig, run_layer_cka
     from shards.support.settings import validate
 
@@ -63,7 +63,7 @@ def evaluate_layer_cka(
         config=validate(LayerCkaConfig, config, where="frepa evaluate layer-cka"),
         modality=modality,
     )
-    publish(result, out, page, lambda shown: add_layer_cka(shown, result))
+    publish(result, out, page, lambda shown: analysis_pages().add_layer_cka(shown, result))
 
 
 @click.command("high-pass")
@@ -115,9 +115,7 @@ def evaluate_highpass(
     for result in results:
         click.echo(f"{result.encoder}\n{result.describe()}")
     if page is not None:
-        from frepa_dist.evaluate.analysis_pages import add_highpass
-
-        write_page(page, lambda shown: add_highpass(shown, results))
+        write_page(page, lambda shown: analysis_pages().add_highpass(shown, results))
 
 
 @click.command("histogram")
@@ -141,7 +139,6 @@ def evaluate_histogram(
 
     IMAGES is a folder of images or a dataset of shards.
     """
-    from frepa_dist.evaluate.analysis_pages import add_histogram
     from frepa_dist.evaluate.histogram import HistogramConfig, run_histogram
     from shards.support.settings import validate
 
@@ -153,7 +150,7 @@ def evaluate_histogram(
         modality=modality,
         gallery=gallery,
     )
-    publish(result, out, page, lambda shown: add_histogram(shown, result, gallery))
+    publish(result, out, page, lambda shown: analysis_pages().add_histogram(shown, result, gallery))
 
 
 @click.command("layer-spectra")
@@ -167,13 +164,12 @@ def evaluate_layer_spectra(
 
     IMAGES is a folder of images or a dataset of shards.
     """
-    from frepa_dist.evaluate.analysis_pages import add_layer_spectra
     from frepa_dist.evaluate.layer_spectra import SpectraConfig, run_layer_spectra
     from shards.support.settings import validate
 
     config = validate(SpectraConfig, {"num": num, "seed": seed}, where="frepa evaluate layer-spectra")
     result = run_layer_spectra(encoder, images, config=config, modality=modality)
-    publish(result, out, page, lambda shown: add_layer_spectra(shown, result))
+    publish(result, out, page, lambda shown: analysis_pages().add_layer_spectra(shown, result))
 
 
 @click.command("token-pca")
@@ -197,7 +193,6 @@ def evaluate_token_pca(
 
     IMAGES is a folder of images or a dataset of shards.
     """
-    from frepa_dist.evaluate.analysis_pages import add_token_pca
     from frepa_dist.evaluate.token_pca import TokenPcaConfig, run_token_pca
     from shards.support.settings import validate
 
@@ -210,7 +205,14 @@ def evaluate_token_pca(
         modality=modality,
         gallery=gallery if page else None,
     )
-    publish(result, out, page, lambda shown: add_token_pca(shown, result, gallery))
+    publish(result, out, page, lambda shown: analysis_pages().add_token_pca(shown, result, gallery))
+
+
+def analysis_pages() -> ModuleType:
+    """Pages of analyses; imported where a page is wanted, for they bring matplotlib."""
+    from frepa_dist.evaluate import analysis_pages
+
+    return analysis_pages
 
 
 def _numbers(text: str, option: str) -> tuple[float, ...]:

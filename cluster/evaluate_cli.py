@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
@@ -127,7 +128,6 @@ def evaluate_segment(
     Files are named relative to IMAGES. Pixels of a mask that are not 0 belong to it.
     """
     from frepa_dist.evaluate.dense import DenseTraining
-    from frepa_dist.evaluate.dense_pages import add_segment
     from frepa_dist.evaluate.pairs import Columns
     from frepa_dist.evaluate.segment import run_segment
     from shards.support.settings import apply_overrides, validate
@@ -143,7 +143,14 @@ def evaluate_segment(
         allow_leakage=allow_leakage,
         states=states,
     )
-    publish(result, out, page, lambda shown: add_segment(shown, result, gallery))
+    publish(result, out, page, lambda shown: dense_pages().add_segment(shown, result, gallery))
+
+
+def dense_pages() -> ModuleType:
+    """Pages of dense tasks; imported where a page is wanted, for they bring matplotlib."""
+    from frepa_dist.evaluate import dense_pages
+
+    return dense_pages
 
 
 def publish(

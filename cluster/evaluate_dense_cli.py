@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cluster.evaluate_cli import page_option, publish, train_option
+from cluster.evaluate_cli import dense_pages, page_option, publish, train_option
 from cluster.leakage_cli import leakage_options
 from cluster.options import FOLDER
 
@@ -49,7 +49,6 @@ def evaluate_restore(
     The decoder sees nothing but the encoder's maps, unless --train skip=true gives it the degraded image.
     """
     from frepa_dist.evaluate.degrade import Degradation
-    from frepa_dist.evaluate.dense_pages import add_restore
     from frepa_dist.evaluate.restore import run_restore
     from frepa_dist.evaluate.restore_head import RestoreTraining
     from shards.support.settings import apply_overrides, validate
@@ -67,7 +66,7 @@ def evaluate_restore(
         allow_leakage=allow_leakage,
         states=states,
     )
-    publish(result, out, page, lambda shown: add_restore(shown, result, gallery))
+    publish(result, out, page, lambda shown: dense_pages().add_restore(shown, result, gallery))
 
 
 @click.command("detect")
@@ -115,7 +114,6 @@ def evaluate_detect(
     A lesion is a connected component of a mask. Files are named relative to IMAGES.
     """
     from frepa_dist.evaluate.dense import DenseTraining
-    from frepa_dist.evaluate.dense_pages import add_detect
     from frepa_dist.evaluate.detect import DetectSettings, run_detect
     from frepa_dist.evaluate.pairs import Columns
     from shards.support.settings import apply_overrides, validate
@@ -133,7 +131,7 @@ def evaluate_detect(
         allow_leakage=allow_leakage,
         states=states,
     )
-    publish(result, out, page, lambda shown: add_detect(shown, result, gallery))
+    publish(result, out, page, lambda shown: dense_pages().add_detect(shown, result, gallery))
 
 
 DENSE_COMMANDS = (evaluate_restore, evaluate_detect)

@@ -11,7 +11,7 @@ def share_cores(num_processes: int) -> None:
     """Give torch this process's part of the cores that it may use, unless `OMP_NUM_THREADS` says how many.
 
     More threads than cores spin while they wait for each other: two jobs of two threads each on two cores
-    took 14 times as long as with one thread each.
+    took 15 times as long as with one thread each (BENCHMARKS).
 
     Args:
         num_processes: that share the cores.
