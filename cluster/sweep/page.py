@@ -173,12 +173,13 @@ def draw_parallel(sweep: SweepConfig, trials: Sequence[TrialRecord]) -> Figure:
         axes.axvline(x, color="0.6", linewidth=0.8, zorder=0)
         for height, text in axis_labels(sweep.space[key], [trial.values[key] for trial in trials]):
             axes.text(x, height, f" {text}", fontsize=8, va="center")
-    for height, value in ((0.0, low), (1.0, high)):
+    for height, value in ((0.0, low), (1.0, high)) if high > low else ((0.5, low),):
         axes.text(len(keys), height, f" {value:.4g}", fontsize=8, va="center")
     axes.axvline(len(keys), color="0.6", linewidth=0.8, zorder=0)
     names = [key.removeprefix("method.").removeprefix("train.") for key in keys]
     axes.set_xticks(range(len(keys) + 1), [*names, sweep.metric.kind], rotation=15, ha="right")
     axes.set_yticks([])
+    axes.set_ylim(-0.05, 1.05)  # all texts, wherever the lines end
     for side in ("top", "right", "left", "bottom"):
         axes.spines[side].set_visible(False)
     return figure

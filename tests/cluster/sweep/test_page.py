@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from cluster.sweep.journal import digest
 from cluster.sweep.live import progress_line, progress_table
 from cluster.sweep.page import build_page
@@ -36,6 +38,13 @@ def test_a_page_of_few_trials_says_why_there_is_no_importance(tmp_path):
     text = (tmp_path / "report.html").read_text()
     assert "Not computed" in text
     assert "no disk" in text
+
+
+@pytest.mark.filterwarnings("error:.*collapsed")
+def test_pictures_of_a_single_trial_have_room(tmp_path):
+    sweep = make_sweep(space={RATE: {"loguniform": [1e-4, 1e-1]}})
+    build_page(sweep, finished([({RATE: 1e-3}, 0.5)]), tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text().count("<svg") == 2
 
 
 def test_a_sweep_leaves_tables_and_a_config_that_pretrain_takes(tmp_path):
