@@ -10,7 +10,8 @@ variant as the baseline, in OUT/suite. Its tasks are those of `--tasks` (a list 
 DATA and OUT stand for the folders); without it, reconstructions of the test split, and where `fundus/odir5k`
 and `fundus/drive` are in DATA, a probe that tells diabetic retinopathy (D = 1) from normal (N = 1), CKA, and
 vessels. Prints Markdown tables: mean and standard deviation over seeds, and the difference to the baseline,
-seed by seed. Started again, it goes on where it stopped.
+seed by seed. Started again, it goes on where it stopped; several calls with `--train-only` share the seeds or
+variants among cores or machines.
 """
 
 from __future__ import annotations
@@ -249,6 +250,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num", type=int, default=64, help="images of a modality to reconstruct")
     parser.add_argument("--limit", type=int, default=10**9, help="most images of the labeled task")
     parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--train-only", action="store_true", help="leave the suite to a later call")
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="for all variants")
     return parser.parse_args()
 
@@ -274,6 +276,8 @@ def main() -> None:
                 *arguments.overrides,
             )
             train(out / f"{variant}-{seed}", variant, settings, arguments.ranks)
+    if arguments.train_only:
+        return
     write_suite(out / "suite.yaml", arguments)
     run("evaluate", "suite", str(out / "suite.yaml"))
     print(f"Seeds {arguments.seeds}, {arguments.steps} steps, {', '.join(arguments.sets)}; mean ± standard")

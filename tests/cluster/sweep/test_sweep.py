@@ -310,7 +310,8 @@ def test_pbt_gives_the_worst_the_checkpoint_and_the_settings_of_the_best(images,
         max_concurrent=2,
         max_failures=1,
     )
-    ended = commands.frepa("sweep", config, "--set", "set.train.steps=8")
+    # long enough for the later of the two to report while the earlier one still trains
+    ended = commands.frepa("sweep", config, "--set", "set.train.steps=40")
     assert ended.returncode == 0, ended.stderr
     root = tmp_path / "pbt"
     entries = [e for e in read_json_lines(root / "journal.jsonl") if e["event"] == "trial" and e["parent"]]
