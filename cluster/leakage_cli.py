@@ -32,7 +32,9 @@ def leakage_options(function: F) -> F:
 @click.argument("dataset")
 @click.argument("images", type=FOLDER)
 @click.option("--labels", type=FOLDER, help="CSV with filename[,patient]: only these files; default: all.")
-@click.option("--modality", help="The only one of the dataset to search.")
+@click.option(
+    "--modality", "modalities", multiple=True, help="One to search, or several; default: all that are drawn."
+)
 @click.option("--most-near", type=click.IntRange(min=0), help="Samples with near hashes to read at most.")
 @click.option("--jobs", type=click.IntRange(min=1), default=None, help="Processes; default: one per core.")
 @click.option("--out", type=FOLDER, help="JSON file for the result.")
@@ -42,7 +44,7 @@ def evaluate_leakage(
     dataset: str,
     images: Path,
     labels: Path | None,
-    modality: str | None,
+    modalities: tuple[str, ...],
     most_near: int | None,
     jobs: int | None,
     out: Path | None,
@@ -52,24 +54,27 @@ def evaluate_leakage(
 ) -> None:
     """Are IMAGES in the pretraining data? Same bytes, pixels, patients, near duplicates. Exit code 3 if so.
 
-    DATASET is one of shards, or a run folder, whose dataset is searched.
+    DATASET is one of shards, or a run folder: the modalities that it draws from its dataset are searched.
     """
     from frepa_dist.runs import CONFIG, load_run_config
     from shards.audit.leakage import MOST_NEAR, find_leakage
     from shards.audit.leakage_page import write_leakage_page
+    from shards.dataset import load_snapshot
     from shards.formats.registry import find_images
+    from shards.read.balance import drawn_modalities
 
-    place, snapshot = dataset, None
+    place, snapshot, drawn = dataset, None, None
     if (Path(dataset) / CONFIG).is_file():
         data = load_run_config(Path(dataset)).data
         place, snapshot = str(data.root), data.snapshot
+        drawn = drawn_modalities(data.modality_weights, load_snapshot(place, snapshot).modalities)
     files, patients = (find_images(images), {}) if labels is None else _read_table(labels, images)
     report = find_leakage(
         place,
         files,
         images=images,
         snapshot=snapshot,
-        modality=modality,
+        modalities=modalities or drawn,
         states=states,
         patients=patients,
         most_near=MOST_NEAR if most_near is None else most_near,

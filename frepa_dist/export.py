@@ -25,6 +25,7 @@ from frepa_dist.evaluate.timm_encoders import OWN_KEYS
 from frepa_dist.export_layout import Layout, describe_layout
 from frepa_dist.runs import ENVIRONMENT, load_student
 from shards.dataset import load_snapshot
+from shards.read.balance import drawn_modalities
 from shards.read.config import AccessConfig
 from shards.schema import Counts
 from shards.stores.atomic import writing_to
@@ -252,7 +253,8 @@ def _describe_data(config: RunConfig) -> str:
             "so its modalities and counts are not stated."
         )
     rows = []
-    for modality in snapshot.modalities:
+    drawn = drawn_modalities(config.data.modality_weights, snapshot.modalities)
+    for modality in drawn:
         builds = [build for build in snapshot.builds if build.modality == modality]
         counts = sum((build.counts for build in builds), Counts())
         names = ", ".join(build.source for build in builds)
@@ -260,7 +262,10 @@ def _describe_data(config: RunConfig) -> str:
         digest = {**snapshot.hf_digests, **(config.data.hf_digests or {})}[modality]
         rows.append(f"| {modality} | {names} | {counts.samples} | {left_out} | {digest} |")
     table = "\n".join(rows)
-    return f"""Snapshot `{snapshot.hash}`, images stored with a short side of at most {snapshot.size} pixels.
+    unseen = [name for name in snapshot.modalities if name not in drawn]
+    not_drawn = f" Nothing was drawn of its {', '.join(unseen)}." if unseen else ""
+    stored = f"images stored with a short side of at most {snapshot.size} pixels.{not_drawn}"
+    return f"""Snapshot `{snapshot.hash}`, {stored}
 
 | modality | sources | samples | left out (unreadable, excluded, repeated) | HF parameters |
 |---|---|---:|---:|---|

@@ -19,6 +19,8 @@ from shards.audit.leakage import file_name, find_leakage
 from shards.audit.leakage_index import NEAR_BITS
 from shards.audit.leakage_report import LeakageReport, leakage_error
 from shards.audit.patterns import SAME
+from shards.dataset import load_snapshot
+from shards.read.balance import drawn_modalities
 from shards.stores.atomic import replace_file
 from shards.support.errors import FrepaError
 
@@ -116,19 +118,26 @@ def search_run(
     states: Sequence[Path] = (),
     patients: Sequence[str] | None = None,
 ) -> LeakageReport:
-    """Search the dataset of a run; what was found for the same files is taken from the run folder.
+    """Search what a run draws of its dataset; what was found for the same files is taken from its folder.
 
     Raises:
         FrepaError: the run's dataset cannot be read, or a state folder is none.
     """
     data = load_run_config(run).data
     names = {} if patients is None else {place: name for place, name in enumerate(patients) if name}
-    path = run / FOLDER / f"{_digest(data.snapshot, files, states, names)}.json"
+    drawn = drawn_modalities(data.modality_weights, load_snapshot(data.root, data.snapshot).modalities)
+    path = run / FOLDER / f"{_digest(data.snapshot, drawn, files, states, names)}.json"
     known = _read(path)
     if known is not None:
         return known
     report = find_leakage(
-        data.root, files, images=images, snapshot=data.snapshot, states=states, patients=names
+        data.root,
+        files,
+        images=images,
+        snapshot=data.snapshot,
+        modalities=drawn,
+        states=states,
+        patients=names,
     )
     if data.snapshot is not None:  # else the dataset may have grown the next time
         _write(path, report)
@@ -142,7 +151,11 @@ def _before(run: Path) -> str:
 
 
 def _digest(
-    snapshot: str | None, files: Sequence[Path], states: Sequence[Path], patients: Mapping[int, str]
+    snapshot: str | None,
+    modalities: Sequence[str],
+    files: Sequence[Path],
+    states: Sequence[Path],
+    patients: Mapping[int, str],
 ) -> str:
     """Names all that the answer depends on; a file by its path, size and time of change."""
     facts = [
@@ -150,6 +163,7 @@ def _digest(
     ]
     told = [
         snapshot,
+        modalities,
         NEAR_BITS,
         SAME,
         facts,

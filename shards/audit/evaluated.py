@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -88,17 +88,17 @@ class EvaluatedResult:
     unreadable: Mapping[int, str]
 
 
-def readings_of(snapshot: Snapshot, modality: str | None = None) -> list[Reading]:
-    """The different ways in which the sources of a dataset were read."""
+def readings_of(snapshot: Snapshot, modalities: Collection[str]) -> list[Reading]:
+    """The different ways in which the sources of these modalities of a dataset were read."""
     found: dict[Reading, None] = {}
     fields = set(BuildConfig.model_fields)
     for build in snapshot.builds:
-        if modality in (None, build.modality):
+        if build.modality in modalities:
             settings = {name: value for name, value in build.settings.items() if name in fields}
             config = BuildConfig.model_validate(settings)
             found.setdefault(Reading(snapshot.size, config.intensity_rule(), config.read_options()))
-    if not found:  # a dataset that does not say: the modality's defaults
-        for name in snapshot.modalities if modality is None else [modality]:
+    if not found:  # a dataset that does not say: the modalities' defaults
+        for name in modalities:
             found.setdefault(Reading(snapshot.size, find_modality(name).intensity, ReadOptions()))
     return list(found)
 

@@ -9,7 +9,7 @@ fingerprints (60 KB each) and one block of samples.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +54,7 @@ def find_leakage(
     *,
     images: Path | str = "",
     snapshot: str | None = None,
-    modality: str | None = None,
+    modalities: Collection[str] | None = None,
     states: Sequence[Path] = (),
     patients: Mapping[int, str] | None = None,
     most_near: int = MOST_NEAR,
@@ -67,7 +67,7 @@ def find_leakage(
         files: of the evaluation, pictures or volumes.
         images: what to call them; names in the report are relative to it.
         snapshot: of the dataset, None for the current one.
-        modality: the only one to search, None for all.
+        modalities: those to search, None for all.
         states: private folders of the builds: with their salt patients can be compared, with their plans the
             bytes of every file.
         patients: names by place of the file, as they were given to the build.
@@ -81,15 +81,17 @@ def find_leakage(
     """
     store = open_store(place)
     found = load_snapshot(store, snapshot)
-    if modality is not None and modality not in found.modalities:
-        raise ConfigError(
-            f"the dataset holds no '{modality}'", where=store.uri, allowed=", ".join(found.modalities)
-        )
+    searched = found.modalities if modalities is None else tuple(modalities)
+    for name in searched:
+        if name not in found.modalities:
+            raise ConfigError(
+                f"the dataset holds no '{name}'", where=store.uri, allowed=", ".join(found.modalities)
+            )
     jobs = jobs or available_cores()
     known = read_states(states, found)
-    evaluated, unreadable = _read_images(files, found, modality, jobs)
+    evaluated, unreadable = _read_images(files, found, searched, jobs)
     excluded = exclusion_rows(store, found)
-    shards = [i for i, shard in enumerate(found.shards) if modality in (None, shard.modality)]
+    shards = [i for i, shard in enumerate(found.shards) if shard.modality in searched]
     hits, near = _search_indices(store, found, shards, excluded, evaluated, patients or {}, known)
     rows = _choose(near, most_near)
     matches = _compare(store, found, rows, evaluated, jobs)
@@ -100,7 +102,7 @@ def find_leakage(
         dataset=store.uri,
         snapshot=found.hash,
         images=str(images),
-        modality=modality,
+        modalities=tuple(searched),
         num_files=len(files),
         num_images=len(evaluated),
         unreadable={names[file]: why for file, why in sorted(unreadable.items())},
@@ -114,11 +116,11 @@ def find_leakage(
 
 
 def _read_images(
-    files: Sequence[Path], snapshot: Snapshot, modality: str | None, jobs: int
+    files: Sequence[Path], snapshot: Snapshot, modalities: Collection[str], jobs: int
 ) -> tuple[list[Evaluated], dict[int, str]]:
     images: list[Evaluated] = []
     unreadable: dict[int, str] = {}
-    tasks = plan_tasks(files, readings_of(snapshot, modality))
+    tasks = plan_tasks(files, readings_of(snapshot, modalities))
     with Progress(len(files), "evaluation images", unit="file") as progress:
         for result in run_tasks(read_evaluated, tasks, jobs if len(files) >= _POOL_FROM else 1):
             images += result.images

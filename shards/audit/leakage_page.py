@@ -66,7 +66,7 @@ def _pairs(report: LeakageReport, images: Path, leaks: Sequence[Leak]) -> list[t
     store = open_store(report.dataset)
     snapshot = load_snapshot(store, report.snapshot)
     shards = {shard.path: shard for shard in snapshot.shards}
-    reading = readings_of(snapshot, report.modality)[0]
+    reading = readings_of(snapshot, report.modalities)[0]
     items = []
     for leak in leaks:
         path = images / leak.file

@@ -59,7 +59,7 @@ class LeakageReport(Settings):
     Attributes:
         dataset, snapshot: where the pretraining data are.
         images: where the evaluation's are.
-        modality: the only one of the dataset that was searched, None for all.
+        modalities: of the dataset that were searched.
         num_files, num_images: of the evaluation; a file may hold several images.
         unreadable: files that could not be read, with the reason; nothing is known of them.
         num_plain: images with so little structure of their own that near duplicates cannot be told.
@@ -73,7 +73,7 @@ class LeakageReport(Settings):
     dataset: str
     snapshot: str
     images: str
-    modality: str | None
+    modalities: tuple[str, ...]
     num_files: int
     num_images: int
     unreadable: dict[str, str]

@@ -70,6 +70,12 @@ def passes_by_modality(asked: ModalityWeights, num_samples: Mapping[str, int]) -
     return {name: round(scale * parts[name] / n, 6) if n else 0.0 for name, n in num_samples.items()}
 
 
+def drawn_modalities(asked: ModalityWeights, known: Iterable[str]) -> tuple[str, ...]:
+    """Modalities of which anything is drawn: all but those whose passes are 0."""
+    passes = asked if isinstance(asked, dict) else {}
+    return tuple(name for name in known if passes.get(name, 1.0) > 0)
+
+
 def check_names(asked: Iterable[str], known: Iterable[str]) -> None:
     """Check that the dataset has the modalities that are named.
 

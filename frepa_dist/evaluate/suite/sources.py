@@ -9,6 +9,7 @@ from frepa_dist.evaluate.features import load_encoder
 from frepa_dist.evaluate.suite.config import EncoderEntry
 from frepa_dist.runs import CONFIG, load_run_config
 from shards.dataset import load_snapshot
+from shards.read.balance import drawn_modalities
 from shards.support.errors import FrepaError
 from shards.support.settings import Settings
 
@@ -69,7 +70,6 @@ def _of_run(run: Path) -> Pretraining:
         snapshot = load_snapshot(data.root, data.snapshot)
     except FrepaError as error:
         return Pretraining(told=f"not known: {error}")
-    weights = data.modality_weights if isinstance(data.modality_weights, dict) else {}
-    used = tuple(name for name in snapshot.modalities if weights.get(name, 1.0) > 0)
+    used = drawn_modalities(data.modality_weights, snapshot.modalities)
     num = sum(shard.num_samples for shard in snapshot.shards if shard.modality in used)
     return Pretraining(modalities=used, num_images=num, told=f"the dataset of {run}")

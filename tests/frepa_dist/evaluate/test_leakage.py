@@ -7,11 +7,15 @@ import shutil
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from frepa_dist.evaluate import leakage
 from frepa_dist.evaluate.leakage import check_leakage
+from frepa_dist.export import export_encoder
+from frepa_dist.runs import load_run_config
 from shards.audit.leakage import read_samples
+from shards.builder.build import BuildConfig, build_dataset
 from shards.dataset import load_snapshot
 from shards.stores.store import open_store
 from shards.support.settings import dump_yaml
@@ -77,6 +81,31 @@ def test_other_images_pass_and_are_searched_once(run_dir, labeled, tmp_path, mon
     Image.new("RGB", (90, 72)).save(files[0])  # another image under a known name
     with pytest.raises(pytest.fail.Exception):
         check_leakage(run_dir, files, images=tmp_path)
+
+
+def test_a_modality_that_a_run_leaves_out_is_none_of_its_pretraining_images(run_dir, labeled, tmp_path):
+    root = load_run_config(run_dir).data.root
+    (tmp_path / "more").mkdir()
+    for number in range(3):
+        Image.effect_noise((90, 72), 50 + number).save(tmp_path / "more" / f"{number}.png")
+    grown = shutil.copytree(root, tmp_path / "shards")
+    build_dataset([tmp_path / "more"], grown, BuildConfig(modality="dermoscopy", size=72, jobs=1))
+    changed = yaml.safe_load((run_dir / "config.yaml").read_text())
+    changed["data"] |= {"root": str(grown), "snapshot": load_snapshot(grown).hash}
+    (run_dir / "config.yaml").write_text(dump_yaml(changed))
+    assert "same pixels 1" in check_leakage(run_dir, files_of(labeled), images=labeled, allow=True)
+    changed["data"]["modality_weights"] = {"histopathology": 0}
+    (run_dir / "config.yaml").write_text(dump_yaml(changed))
+    said = check_leakage(run_dir, files_of(labeled), images=labeled)
+    assert said.startswith("none of 8 files found among 3 pretraining samples")
+    clean = frepa("evaluate", "leakage", run_dir, labeled)
+    assert clean.returncode == 0, clean.stderr
+    asked = frepa("evaluate", "leakage", run_dir, labeled, "--modality", "histopathology")
+    assert asked.returncode == 3
+    card = (export_encoder(run_dir, tmp_path / "encoder") / "README.md").read_text()
+    assert "Nothing was drawn of its histopathology." in card
+    assert "| dermoscopy | " in card
+    assert "| histopathology | " not in card
 
 
 def test_what_cannot_be_checked_is_said(run_dir, labeled, small_encoder):

@@ -166,6 +166,6 @@ def test_slices_of_a_volume_are_found_by_their_pixels(tmp_path):
 def test_what_cannot_be_searched(dataset, evaluation, tmp_path):
     files = [evaluation / "same.jpg"]
     with pytest.raises(ConfigError, match="no 'ct'"):
-        find_leakage(dataset, files, modality="ct")
+        find_leakage(dataset, files, modalities=["ct"])
     with pytest.raises(ConfigError, match="no state folder"):
         find_leakage(dataset, files, states=[tmp_path])
