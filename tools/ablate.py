@@ -10,8 +10,9 @@ variant as the baseline, in OUT/suite. Its tasks are those of `--tasks` (a list 
 DATA and OUT stand for the folders); without it, reconstructions of the test split, and where `fundus/odir5k`
 and `fundus/drive` are in DATA, a probe that tells diabetic retinopathy (D = 1) from normal (N = 1), CKA, and
 vessels. Prints Markdown tables: mean and standard deviation over seeds, and the difference to the baseline,
-seed by seed. Started again, it goes on where it stopped; several calls with `--train-only` share the seeds or
-variants among cores or machines.
+seed by seed. With `--leave-out MODALITY` all modalities are drawn equally often, and every variant is trained
+once more without that one (VARIANT-MODALITY). Started again, it goes on where it stopped; several calls with
+`--train-only` share seeds or variants among cores or machines.
 """
 
 from __future__ import annotations
@@ -124,6 +125,11 @@ def build_shards(data: Path, sets: Sequence[str], split: str, root: Path, size: 
     done.touch()
 
 
+def balance(left_out: str | None) -> str:
+    """Setting that draws all modalities equally often but for one."""
+    return "data.modality_weights={alpha: 0" + (f", {left_out}: 0" if left_out else "") + "}"
+
+
 def train(folder: Path, variant: str, settings: Sequence[str], num_ranks: int) -> None:
     """Train one run, go on with it, or leave it when it is done."""
     outcome = folder / "outcome.json"
@@ -169,15 +175,22 @@ def read_tasks(path: Path, data: Path, out: Path) -> list[dict[str, Any]]:
     return [{key: place(value) for key, value in task.items()} for task in tasks]
 
 
+def name_runs(variant: str, left_out: str | None) -> dict[str, list[str]]:
+    """Runs of a variant, each with the settings that are its own."""
+    if left_out is None:
+        return {variant: []}
+    return {variant: [balance(None)], f"{variant}-{left_out}": [balance(left_out)]}
+
+
 def write_suite(path: Path, arguments: argparse.Namespace) -> None:
     """The config that puts all encoders side by side."""
     out: Path = arguments.out
     tasks = choose_tasks(arguments.data, out, arguments.num)
     if arguments.tasks is not None:
         tasks = read_tasks(arguments.tasks, arguments.data, out)
+    names = [name for variant in arguments.variants for name in name_runs(variant, arguments.leave_out)]
     encoders = [
-        {"name": variant, "sources": [str(out / f"{variant}-{seed}") for seed in arguments.seeds]}
-        for variant in arguments.variants
+        {"name": name, "sources": [str(out / f"{name}-{seed}") for seed in arguments.seeds]} for name in names
     ]
     suite = {
         "title": f"{arguments.steps} steps on {', '.join(arguments.sets)}",
@@ -243,6 +256,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sets", nargs="+", default=[LABELED], help="folders below DATA: MODALITY/SET")
     parser.add_argument("--variants", nargs="+", default=DEFAULT_VARIANTS, choices=list(VARIANTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--leave-out", metavar="MODALITY", help="train each variant without it too")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--image-size", type=int, default=224, help="side of the views, multiple of 16")
     parser.add_argument("--stored-size", type=int, default=256, help="short side of the stored images")
@@ -260,7 +274,7 @@ def main() -> None:
     arguments = parse_arguments()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    shared = ("sets", "steps", "image_size", "stored_size", "limit", "overrides")
+    shared = ("sets", "steps", "image_size", "stored_size", "limit", "overrides", "leave_out")
     pin_study(out, {key: getattr(arguments, key) for key in shared})
     for split in ("train", "test"):
         build_shards(arguments.data, arguments.sets, split, out / f"shards-{split}", arguments.stored_size)
@@ -275,7 +289,8 @@ def main() -> None:
                 f"method.model.image_size={arguments.image_size}",
                 *arguments.overrides,
             )
-            train(out / f"{variant}-{seed}", variant, settings, arguments.ranks)
+            for name, own in name_runs(variant, arguments.leave_out).items():
+                train(out / f"{name}-{seed}", variant, (*settings, *own), arguments.ranks)
     if arguments.train_only:
         return
     write_suite(out / "suite.yaml", arguments)

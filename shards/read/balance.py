@@ -27,9 +27,9 @@ def _check_weights(value: object) -> object:
     weights = {str(name): float(weight) for name, weight in value.items()}
     if ALPHA not in weights:
         return weights
-    if len(weights) > 1:
-        others = ", ".join(f"'{name}'" for name in weights if name != ALPHA)
-        raise ValueError(f"'{ALPHA}' balances all modalities, so {others} cannot stand beside it")
+    others = ", ".join(f"'{name}'" for name, passes in weights.items() if name != ALPHA and passes)
+    if others:
+        raise ValueError(f"'{ALPHA}' balances all modalities, so {others} cannot stand beside it but with 0")
     if weights[ALPHA] > 1:
         raise ValueError(f"'{ALPHA}' is {weights[ALPHA]}, more than 1 (by size)")
     return weights
@@ -40,10 +40,12 @@ ModalityWeights = Annotated[Literal["uniform"] | dict[str, float], PlainValidato
 
 - `uniform`: every modality is drawn equally often.
 - `{alpha: A}`, A in [0, 1]: a modality's share is in proportion to n^A; 0 is uniform, 1 is by size.
+  `{alpha: A, fundus: 0}` leaves one out and balances the others.
 - by name, `{fundus: 2, mri: 0.5}`: passes over a modality in one epoch, 1 where not named; 0 leaves it out.
 
-With the first two an epoch is about as long as the dataset, in the mean over epochs: what is drawn more than
-by size is repeated, what is drawn less is thinned. By name, the epoch is as long as the passes make it.
+With the first two an epoch is about as long as the dataset without what is left out, in the mean over epochs:
+what is drawn more than by size is repeated, what is drawn less is thinned. By name, the epoch is as long as
+the passes make it.
 """
 
 
@@ -63,11 +65,15 @@ def passes_by_modality(asked: ModalityWeights, num_samples: Mapping[str, int]) -
     if asked != "uniform" and ALPHA not in asked:
         check_names(asked, num_samples)
         return {name: asked.get(name, 1.0) for name in num_samples}
-    alpha = 0.0 if asked == "uniform" else asked[ALPHA]
-    parts = {name: n**alpha for name, n in num_samples.items() if n}
+    weights = {ALPHA: 0.0} if asked == "uniform" else asked
+    check_names((name for name in weights if name != ALPHA), num_samples)
+    drawn = drawn_modalities(weights, (name for name, n in num_samples.items() if n))
+    parts = {name: num_samples[name] ** weights[ALPHA] for name in drawn}
     # n^A may differ in the last bit between machines; ranks must not. No weight is below 1 / modalities
-    scale = sum(num_samples.values()) / math.fsum(parts.values()) if parts else 0.0
-    return {name: round(scale * parts[name] / n, 6) if n else 0.0 for name, n in num_samples.items()}
+    scale = sum(num_samples[name] for name in drawn) / math.fsum(parts.values()) if parts else 0.0
+    return {
+        name: round(scale * parts[name] / n, 6) if name in parts else 0.0 for name, n in num_samples.items()
+    }
 
 
 def drawn_modalities(asked: ModalityWeights, known: Iterable[str]) -> tuple[str, ...]:

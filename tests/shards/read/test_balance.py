@@ -52,20 +52,29 @@ class TestPasses:
         assert passes_by_modality("uniform", {"ct": 60, "mri": 0, "oct": 60}) == {"ct": 1, "mri": 0, "oct": 1}
         assert passes_by_modality("uniform", {"ct": 0}) == {"ct": 0}
 
+    def test_one_is_left_out_and_the_others_are_balanced(self):
+        num = {"ct": 900, "oct": 100, "fundus": 5000}
+        assert passes_by_modality({"alpha": 0.5, "fundus": 0}, num) == {
+            **passes_by_modality({"alpha": 0.5}, {"ct": 900, "oct": 100}),
+            "fundus": 0,
+        }
+        with pytest.raises(ConfigError, match=r"modality_weights: .*'cta'"):
+            passes_by_modality({"alpha": 0, "cta": 0}, num)
+
     def test_by_name_is_what_it_says_and_an_unknown_one_is_named(self):
         assert passes_by_modality({"oct": 3}, {"ct": 60, "oct": 6}) == {"ct": 1, "oct": 3}
         with pytest.raises(ConfigError, match=r"modality_weights: .*'cta'.*allowed: ct, oct"):
             passes_by_modality({"oct": 1, "cta": 3}, {"oct": 60, "ct": 6})
 
 
-GOOD = ["uniform", "{alpha: 0}", "{alpha: 0.5}", "{alpha: 1}", "{ct: 0, fundus: 2.5}", "{}"]
+GOOD = ["uniform", "{alpha: 0}", "{alpha: 0, ct: 0}", "{alpha: 0.5}", "{alpha: 1}", "{ct: 0, mri: 2.5}", "{}"]
 BAD = {
     "by size": "take `uniform`, `{alpha: A}`.*or passes by modality",
     "2": "take `uniform`",
     "[ct, mri]": "take `uniform`",
     "{alpha: 1.5}": "'alpha' is 1.5, more than 1",
     "{alpha: -0.5}": "'alpha' is -0.5, no number from 0 on",
-    "{alpha: 0.5, ct: 1}": "'alpha' balances all modalities, so 'ct' cannot",
+    "{alpha: 0.5, ct: 1, mri: 0}": "'alpha' balances all modalities, so 'ct' cannot",
     "{ct: -1}": "'ct' is -1, no number",
     "{ct: .nan}": "'ct' is nan, no number",
     "{ct: .inf}": "'ct' is inf, no number",
