@@ -38,7 +38,7 @@ __all__ = ["Encoder", "load_encoder"]
 
 SOURCES = (
     "a run folder, an exported folder, an official MAE checkpoint (.pth, .safetensors), "
-    "timm:NAME, timm:NAME?pretrained, random:tiny|small|base|large|BACKBONE[:SEED] "
+    "timm:NAME, timm:NAME?pretrained, timm:NAME?weights=FILE, random:tiny|small|base|large|BACKBONE[:SEED] "
     "(`frepa backbones` lists them)"
 )
 RANDOM_SIZE = 224

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from frepa_dist.evaluate.encoder import Encoder, to_map
+from frepa_dist.models.init import read_weights
 from frepa_dist.models.vit_mae import gather_tokens
 from shards.support.errors import ConfigError, DataError, EnvironmentFault
 
@@ -31,7 +32,7 @@ def load_folder(source: str, path: Path, device: torch.device) -> Encoder:
 
 
 def load_timm(source: str, rest: str, device: torch.device, sources: str) -> Encoder:
-    """Load NAME or NAME?pretrained.
+    """Load NAME, NAME?pretrained or NAME?weights=FILE.
 
     Args:
         source: what the user wrote; `rest` is what follows `timm:`.
@@ -41,19 +42,25 @@ def load_timm(source: str, rest: str, device: torch.device, sources: str) -> Enc
 
     Raises:
         ConfigError: timm has no such model.
+        DataError: a file does not hold the weights of this model.
         EnvironmentFault: pretrained weights cannot be fetched.
     """
     import timm
 
     name, _, option = rest.partition("?")
-    if option not in ("", "pretrained") or not timm.is_model(name):
+    file = option.removeprefix("weights=") if option.startswith("weights=") else ""
+    if not timm.is_model(name) or not (option in ("", "pretrained") or file):
         raise ConfigError(
-            "timm has no such model", where=source, allowed=f"a name of timm.list_models(); {sources}"
+            "timm has no such model, or this is no option of it",
+            where=source,
+            allowed=f"a name of timm.list_models(); {sources}",
         )
     if not option:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return _from_timm(source, timm.create_model(name, pretrained=False), device)
+    if file:
+        return _from_timm(source, _load_weights(name, Path(file)), device)
     try:
         model = timm.create_model(name, pretrained=True)
     except Exception as error:  # OSError, or an HTTP library's own errors, or RuntimeError: none published
@@ -64,6 +71,34 @@ def load_timm(source: str, rest: str, device: torch.device, sources: str) -> Enc
             fix="fetch them where there is a network, or name a model that has some",
         ) from error
     return _from_timm(source, model, device)
+
+
+def _load_weights(name: str, path: Path) -> nn.Module:
+    """A model of timm with the weights of a file, in timm's names or those of the authors that it knows.
+
+    All weights but the classifier's must be there: else a partly random model would be measured in silence.
+
+    Raises:
+        DataError: some are missing, left over or of other shapes, or the file cannot be read.
+    """
+    import timm
+
+    weights = read_weights(path)
+    config = timm.get_pretrained_cfg(name)
+    heads = [config.classifier] if isinstance(config.classifier, str) else list(config.classifier or ())
+    headless = {key: value for key, value in weights.items() if key.rpartition(".")[0] not in heads}
+    reasons = []
+    for given, settings in ((weights, {}), (headless, {"num_classes": 0})):
+        overlay = {"state_dict": dict(given), "custom_load": False, "source": "", **settings}
+        try:
+            model: nn.Module = timm.create_model(
+                name, pretrained=True, pretrained_cfg_overlay=overlay, **settings
+            )
+        except Exception as error:  # a filter of timm's raises what it likes at weights of another model
+            reasons.append(" ".join(str(error).split())[:300] or type(error).__name__)
+        else:
+            return model
+    raise DataError(f"not the weights of '{name}': {reasons[-1]}", where=path)
 
 
 def _from_timm(name: str, model: nn.Module, device: torch.device) -> Encoder:

@@ -106,10 +106,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             allowed="safetensors, or a PyTorch file of tensors and plain values",
             fix="fetch the file again, or convert it to safetensors",
         ) from error
-    weights = data.get("model", data) if isinstance(data, dict) else None
+    weights = data.get("model", data.get("state_dict", data)) if isinstance(data, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise DataError(
-            "the file holds no named tensors", where=path, allowed="a state dict, or one under 'model'"
+            "the file holds no named tensors",
+            where=path,
+            allowed="a state dict, or one under 'model' or 'state_dict'",
         )
     return dict(weights)
 
