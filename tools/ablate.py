@@ -192,6 +192,9 @@ def write_suite(path: Path, arguments: argparse.Namespace) -> None:
     encoders = [
         {"name": name, "sources": [str(out / f"{name}-{seed}") for seed in arguments.seeds]} for name in names
     ]
+    for beside in arguments.beside:
+        name, _, source = beside.partition("=")
+        encoders.append({"name": name, "sources": [source]})
     suite = {
         "title": f"{arguments.steps} steps on {', '.join(arguments.sets)}",
         "output": str(out / "suite"),
@@ -256,6 +259,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sets", nargs="+", default=[LABELED], help="folders below DATA: MODALITY/SET")
     parser.add_argument("--variants", nargs="+", default=DEFAULT_VARIANTS, choices=list(VARIANTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--beside", action="append", default=[], metavar="NAME=SOURCE", help="one more")
     parser.add_argument("--leave-out", metavar="MODALITY", help="train each variant without it too")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--image-size", type=int, default=224, help="side of the views, multiple of 16")
