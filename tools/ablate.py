@@ -11,8 +11,9 @@ DATA and OUT stand for the folders); without it, reconstructions of the test spl
 and `fundus/drive` are in DATA, a probe that tells diabetic retinopathy (D = 1) from normal (N = 1), CKA, and
 vessels. Prints Markdown tables: mean and standard deviation over seeds, and the difference to the baseline,
 seed by seed. With `--leave-out MODALITY` all modalities are drawn equally often, and every variant is trained
-once more without that one (VARIANT-MODALITY). Started again, it goes on where it stopped; several calls with
-`--train-only` share seeds or variants among cores or machines.
+once more without that one (VARIANT-MODALITY); with `--num-images N` on N images too, the same for all
+(VARIANT-N), for a curve over the number of images. Started again, it goes on where it stopped; several calls
+with `--train-only` share seeds or variants among cores or machines.
 """
 
 from __future__ import annotations
@@ -29,60 +30,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ablate_variants import SMALL, UNTRAINED, VARIANTS
+
 from shards.support.settings import dump_yaml, read_config
 
 FREPA = str(Path(sys.executable).with_name("frepa"))
+Row = dict[str, str]
 LABELED, VESSELS = "fundus/odir5k", "fundus/drive"
 
-# what makes the shipped configs small enough for a study; `--set` has the last word
-SMALL = (
-    "data.num_workers=0",
-    "data.crop_scale=[0.4, 1.0]",
-    "train.epochs=null",
-    "train.global_batch_size=32",
-    "train.micro_batch_size=16",
-    "train.base_learning_rate=4e-3",
-    "train.warmup_fraction=0.1",
-    "train.gradient_clipping=1.0",
-    "train.precision=fp32",
-    "train.checkpoint_every=1000000",
-    "train.keep_checkpoints=1",
-)
-UNTRAINED = ("train.steps=1", "train.base_learning_rate=1e-12")  # of the variants named random
-TINY, TINY_VIT = ("method.model.backbone=vit_tiny",), ("method.model.size=tiny",)
-# of 512 pixels tiles of 32 and cells of 16 are small; of 96 to 224 they are not
-CORRUPTED = (*TINY, "method.corruption.tile=16", "method.corruption.cell=8")
-FREPA_BASE = (*CORRUPTED, "method.hfl=null", "method.consistency=null")
-ALL_TERMS = (
-    "method.hfl={}",
-    "method.consistency={}",
-    "method.adversarial_image={}",
-    "method.adversarial_embedding={}",
-)
-FREPA_CONFIG, MAE = "frepa/vit_b_17m", "frepa/mae_vit_b_17m"
-
-# name: config, settings
-VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "base": (FREPA_CONFIG, FREPA_BASE),  # root mean squared error and gradient
-    "hfl": (FREPA_CONFIG, (*FREPA_BASE, ALL_TERMS[0])),
-    "consistency": (FREPA_CONFIG, (*FREPA_BASE, ALL_TERMS[1])),
-    "adversarial_image": (FREPA_CONFIG, (*FREPA_BASE, ALL_TERMS[2])),
-    "adversarial_embedding": (FREPA_CONFIG, (*FREPA_BASE, ALL_TERMS[3])),
-    "all": (FREPA_CONFIG, (*FREPA_BASE, *ALL_TERMS)),
-    "random": (FREPA_CONFIG, FREPA_BASE),
-    "zero_masking": (FREPA_CONFIG, (*FREPA_BASE, "method.corruption.kinds={zero: 0.5, frequency: 0.5}")),
-    "focal": (FREPA_CONFIG, (*FREPA_BASE, "method.focal={}")),
-    "frepa": (FREPA_CONFIG, CORRUPTED),
-    "frepa_histogram": ("frepa/histogram_only", CORRUPTED),
-    "frepa_frequency": ("frepa/frequency_only", CORRUPTED),
-    "mfm": ("frepa/mfm_vit_b_17m", TINY),
-    "mae": (MAE, TINY_VIT),
-    "mae_pixels": (MAE, (*TINY_VIT, "method.norm_pix_loss=false")),
-    "hf_masking": ("retmae/hf_masking_vit_b", TINY_VIT),
-    "pixmim": ("retmae/pixmim_vit_b", TINY_VIT),
-    "retmae": ("retmae/vit_b", TINY_VIT),
-    "random_mae": (MAE, TINY_VIT),
-}
 DEFAULT_VARIANTS = list(VARIANTS)[:7]
 
 
@@ -107,21 +62,35 @@ def write_labels(source: Path, table: Path, limit: int) -> None:
             writer.writerow([row["filename"], label, row["split"], row["patient"]])
 
 
-def build_shards(data: Path, sets: Sequence[str], split: str, root: Path, size: int) -> None:
-    """Shards of one split of all sets that have it."""
+def list_images(data: Path, sets: Sequence[str], split: str, num: int | None) -> dict[str, list[Row]]:
+    """Rows of one split by set; `num` of all of them, drawn by a fixed seed, or all for None."""
+    rows: list[tuple[str, Row]] = []
+    for name in sets:
+        with (data / name / "labels.csv").open(newline="", encoding="utf-8") as file:
+            own = [row for row in csv.DictReader(file) if row["split"] == split]
+        rows += [(name, {**row, "filename": str((data / name / row["filename"]).resolve())}) for row in own]
+    if num is not None:
+        rows = random.Random(0).sample(rows, min(num, len(rows)))
+    return {name: [row for owner, row in rows if owner == name] for name in sets}
+
+
+def build_shards(root: Path, images: dict[str, list[Row]], size: int) -> None:
+    """Shards of the images of all sets that have any."""
     done = root.with_name(f"{root.name}.done")
     if done.is_file():
         return
-    for name in sets:
-        labels = data / name / "labels.csv"
-        with labels.open(newline="", encoding="utf-8") as file:
-            if not any(row["split"] == split for row in csv.DictReader(file)):
-                continue
-        modality, _, source = name.partition("/")
-        run(
-            *("shards", "build", str(data / name), str(root), "--modality", modality, "--size", str(size)),
-            *("--source-name", source, "--labels", str(labels), "--set", f'splits=["{split}"]'),
-        )
+    for name, rows in images.items():
+        if rows:
+            modality, _, source = name.partition("/")
+            listing = root.with_name(f"{root.name}-{modality}-{source}.csv")
+            with listing.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+            run(
+                *("shards", "build", str(listing), str(root), "--modality", modality, "--size", str(size)),
+                *("--source-name", source),
+            )
     done.touch()
 
 
@@ -175,11 +144,15 @@ def read_tasks(path: Path, data: Path, out: Path) -> list[dict[str, Any]]:
     return [{key: place(value) for key, value in task.items()} for task in tasks]
 
 
-def name_runs(variant: str, left_out: str | None) -> dict[str, list[str]]:
+def name_runs(variant: str, arguments: argparse.Namespace) -> dict[str, list[str]]:
     """Runs of a variant, each with the settings that are its own."""
-    if left_out is None:
-        return {variant: []}
-    return {variant: [balance(None)], f"{variant}-{left_out}": [balance(left_out)]}
+    left_out: str | None = arguments.leave_out
+    runs = {variant: [balance(None)] if left_out else []}
+    if left_out:
+        runs[f"{variant}-{left_out}"] = [balance(left_out)]
+    for num in arguments.num_images:
+        runs[f"{variant}-{num}"] = [f"data.root={arguments.out / f'shards-train-{num}'}"]
+    return runs
 
 
 def write_suite(path: Path, arguments: argparse.Namespace) -> None:
@@ -188,10 +161,12 @@ def write_suite(path: Path, arguments: argparse.Namespace) -> None:
     tasks = choose_tasks(arguments.data, out, arguments.num)
     if arguments.tasks is not None:
         tasks = read_tasks(arguments.tasks, arguments.data, out)
-    names = [name for variant in arguments.variants for name in name_runs(variant, arguments.leave_out)]
-    encoders = [
-        {"name": name, "sources": [str(out / f"{name}-{seed}") for seed in arguments.seeds]} for name in names
-    ]
+    encoders: list[dict[str, Any]] = []
+    for variant in arguments.variants:
+        family = {"family": variant} if arguments.num_images else {}
+        for name in name_runs(variant, arguments):
+            sources = [str(out / f"{name}-{seed}") for seed in arguments.seeds]
+            encoders.append({"name": name, "sources": sources, **family})
     for beside in arguments.beside:
         name, _, source = beside.partition("=")
         encoders.append({"name": name, "sources": [source]})
@@ -260,6 +235,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", default=DEFAULT_VARIANTS, choices=list(VARIANTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--beside", action="append", default=[], metavar="NAME=SOURCE", help="one more")
+    parser.add_argument("--num-images", type=int, nargs="+", default=[], help="train on so many too")
     parser.add_argument("--leave-out", metavar="MODALITY", help="train each variant without it too")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--image-size", type=int, default=224, help="side of the views, multiple of 16")
@@ -280,8 +256,10 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     shared = ("sets", "steps", "image_size", "stored_size", "limit", "overrides", "leave_out")
     pin_study(out, {key: getattr(arguments, key) for key in shared})
-    for split in ("train", "test"):
-        build_shards(arguments.data, arguments.sets, split, out / f"shards-{split}", arguments.stored_size)
+    for split, num in (("train", None), ("test", None), *(("train", num) for num in arguments.num_images)):
+        root = out / (f"shards-{split}" if num is None else f"shards-{split}-{num}")
+        images = list_images(arguments.data, arguments.sets, split, num)
+        build_shards(root, images, arguments.stored_size)
     if (arguments.data / LABELED).is_dir():
         write_labels(arguments.data / LABELED / "labels.csv", out / "task.csv", arguments.limit)
     for seed in arguments.seeds:
@@ -293,7 +271,7 @@ def main() -> None:
                 f"method.model.image_size={arguments.image_size}",
                 *arguments.overrides,
             )
-            for name, own in name_runs(variant, arguments.leave_out).items():
+            for name, own in name_runs(variant, arguments).items():
                 train(out / f"{name}-{seed}", variant, (*settings, *own), arguments.ranks)
     if arguments.train_only:
         return
