@@ -28,6 +28,9 @@ NOT_CHECKED = "not checked"
 FOLDER = "leakage"
 """In a run: what was found, so that the next evaluation on the same images need not search again."""
 
+_SEARCHED: dict[str, LeakageReport] = {}
+"""What this process found, by digest: the runs of a suite were mostly pretrained on the same data."""
+
 
 def check_leakage(
     encoder: str | Path,
@@ -126,11 +129,12 @@ def search_run(
     data = load_run_config(run).data
     names = {} if patients is None else {place: name for place, name in enumerate(patients) if name}
     drawn = drawn_modalities(data.modality_weights, load_snapshot(data.root, data.snapshot).modalities)
-    path = run / FOLDER / f"{_digest(data.snapshot, drawn, files, states, names)}.json"
+    digest = _digest(data.snapshot, drawn, files, states, names)
+    path = run / FOLDER / f"{digest}.json"
     known = _read(path)
     if known is not None:
         return known
-    report = find_leakage(
+    report = _SEARCHED.get(digest) or find_leakage(
         data.root,
         files,
         images=images,
@@ -140,6 +144,7 @@ def search_run(
         patients=names,
     )
     if data.snapshot is not None:  # else the dataset may have grown the next time
+        _SEARCHED[digest] = report
         _write(path, report)
     return report
 

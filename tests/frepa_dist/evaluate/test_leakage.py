@@ -78,6 +78,10 @@ def test_other_images_pass_and_are_searched_once(run_dir, labeled, tmp_path, mon
     assert said.startswith("none of 4 files found among 7 pretraining samples")
     monkeypatch.setattr(leakage, "find_leakage", lambda *_, **__: pytest.fail("searched again"))
     assert check_leakage(run_dir, files, images=tmp_path) == said
+    other = shutil.copytree(run_dir, tmp_path / "other", ignore=shutil.ignore_patterns(leakage.FOLDER))
+    assert check_leakage(other, files, images=tmp_path) == said  # of the same data
+    monkeypatch.setattr(leakage, "_SEARCHED", {})
+    assert check_leakage(other, files, images=tmp_path) == said  # another day
     Image.new("RGB", (90, 72)).save(files[0])  # another image under a known name
     with pytest.raises(pytest.fail.Exception):
         check_leakage(run_dir, files, images=tmp_path)
