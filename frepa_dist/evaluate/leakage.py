@@ -20,7 +20,7 @@ from shards.audit.leakage_index import NEAR_BITS
 from shards.audit.leakage_report import LeakageReport, leakage_error
 from shards.audit.patterns import SAME
 from shards.dataset import load_snapshot
-from shards.read.balance import drawn_modalities
+from shards.read.balance import drawn_modalities, left_out
 from shards.stores.atomic import replace_file
 from shards.support.errors import FrepaError
 
@@ -128,21 +128,23 @@ def search_run(
     """
     data = load_run_config(run).data
     names = {} if patients is None else {place: name for place, name in enumerate(patients) if name}
-    drawn = drawn_modalities(data.modality_weights, load_snapshot(data.root, data.snapshot).modalities)
-    digest = _digest(data.snapshot, drawn, files, states, names)
+    digest = _digest(data.snapshot, left_out(data.modality_weights), files, states, names)
     path = run / FOLDER / f"{digest}.json"
     known = _read(path)
     if known is not None:
         return known
-    report = _SEARCHED.get(digest) or find_leakage(
-        data.root,
-        files,
-        images=images,
-        snapshot=data.snapshot,
-        modalities=drawn,
-        states=states,
-        patients=names,
-    )
+    report = _SEARCHED.get(digest)
+    if report is None:
+        held = load_snapshot(data.root, data.snapshot).modalities
+        report = find_leakage(
+            data.root,
+            files,
+            images=images,
+            snapshot=data.snapshot,
+            modalities=drawn_modalities(data.modality_weights, held),
+            states=states,
+            patients=names,
+        )
     if data.snapshot is not None:  # else the dataset may have grown the next time
         _SEARCHED[digest] = report
         _write(path, report)
@@ -157,7 +159,7 @@ def _before(run: Path) -> str:
 
 def _digest(
     snapshot: str | None,
-    modalities: Sequence[str],
+    unwanted: Sequence[str],
     files: Sequence[Path],
     states: Sequence[Path],
     patients: Mapping[int, str],
@@ -168,7 +170,7 @@ def _digest(
     ]
     told = [
         snapshot,
-        modalities,
+        unwanted,
         NEAR_BITS,
         SAME,
         facts,

@@ -77,9 +77,15 @@ def passes_by_modality(asked: ModalityWeights, num_samples: Mapping[str, int]) -
 
 
 def drawn_modalities(asked: ModalityWeights, known: Iterable[str]) -> tuple[str, ...]:
-    """Modalities of which anything is drawn: all but those whose passes are 0."""
+    """Modalities of which anything is drawn: all but those that are left out."""
+    unwanted = left_out(asked)
+    return tuple(name for name in known if name not in unwanted)
+
+
+def left_out(asked: ModalityWeights) -> tuple[str, ...]:
+    """Modalities that are asked for with 0 passes."""
     passes = asked if isinstance(asked, dict) else {}
-    return tuple(name for name in known if passes.get(name, 1.0) > 0)
+    return tuple(name for name in sorted(passes) if name != ALPHA and not passes[name])
 
 
 def check_names(asked: Iterable[str], known: Iterable[str]) -> None:

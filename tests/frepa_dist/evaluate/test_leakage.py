@@ -82,6 +82,8 @@ def test_other_images_pass_and_are_searched_once(run_dir, labeled, tmp_path, mon
     assert check_leakage(other, files, images=tmp_path) == said  # of the same data
     monkeypatch.setattr(leakage, "_SEARCHED", {})
     assert check_leakage(other, files, images=tmp_path) == said  # another day
+    monkeypatch.setattr(leakage, "load_snapshot", lambda *_: pytest.fail("the dataset may be gone by then"))
+    assert check_leakage(other, files, images=tmp_path) == said
     Image.new("RGB", (90, 72)).save(files[0])  # another image under a known name
     with pytest.raises(pytest.fail.Exception):
         check_leakage(run_dir, files, images=tmp_path)
@@ -112,7 +114,8 @@ def test_a_modality_that_a_run_leaves_out_is_none_of_its_pretraining_images(run_
     assert "| histopathology | " not in card
 
 
-def test_what_cannot_be_checked_is_said(run_dir, labeled, small_encoder):
+def test_what_cannot_be_checked_is_said(run_dir, labeled, small_encoder, monkeypatch):
+    monkeypatch.setattr(leakage, "_SEARCHED", {})
     said = check_leakage(small_encoder, files_of(labeled), images=labeled)
     assert said.startswith("not checked: the encoder is no run folder")
     config = (run_dir / "config.yaml").read_text()
