@@ -29,8 +29,9 @@ class Encoder:
         patch_size: side of a patch in pixels, None where the encoder has no tokens (a convolutional one).
         mean, std: of the channels, of images scaled to [0, 1].
         device: where it runs.
-        map: normalized images (B, 3, S, S) -> their features by place, (B, D, h, w), after the final norm;
-            with gradient where one is wanted. None where the encoder has no such thing.
+        map: normalized images (B, 3, S, S) -> their features by place, (B, C, h, w), after the final norm;
+            with gradient where one is wanted. None where the encoder has no such thing. C is D but where timm
+            has layers between the last map and the mean of its places, or behind it.
         module: holds the parameters that `map` uses, frozen and in evaluation mode as it was loaded.
         min_max: whether each image is scaled to [0, 1] by its own smallest and largest value first.
     """

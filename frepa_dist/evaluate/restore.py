@@ -216,7 +216,7 @@ def train_restorer(
     tiles = Tiles(*(torch.cat(column) for column in zip(*parts, strict=True)))
     stride = tiles.clean.shape[-1] // tiles.maps.shape[-1]
     with seeded(training.seed, encoder.device):
-        head = RestoreHead(encoder.width, stride, training, gives_range=encoder.min_max)
+        head = RestoreHead(tiles.maps.shape[1], stride, training, gives_range=encoder.min_max)
         head.standardize_by(tiles.seen)
         head.to(encoder.device)
 

@@ -198,7 +198,7 @@ def train_decoder(encoder: Encoder, pairs: Sequence[MaskedImage], training: Dens
     side = masks.shape[-1]
     with seeded(training.seed, encoder.device):
         stride = side // maps.shape[-1]
-        head = DenseHead(encoder.width, 2, stride, head_width=training.head_width).to(encoder.device)
+        head = DenseHead(maps.shape[1], 2, stride, head_width=training.head_width).to(encoder.device)
         train_on_tiles(
             head,
             (maps, masks),

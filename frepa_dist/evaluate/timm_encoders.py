@@ -119,11 +119,13 @@ def _from_timm(name: str, model: nn.Module, device: torch.device) -> Encoder:
             )
         return model(images)  # type: ignore[no-any-return]
 
+    # some convolutional networks have a layer behind the pooling
+    width = getattr(model, "head_hidden_size", None) or model.num_features
     patch_size = model.patch_embed.patch_size[0] if is_vit else None  # type: ignore[union-attr, index]
     return Encoder(
         name,
         pool,
-        int(model.num_features),  # type: ignore[arg-type]
+        int(width),  # type: ignore[arg-type]
         wanted["input_size"][-1],
         patch_size,  # type: ignore[arg-type]
         tuple(wanted["mean"]),

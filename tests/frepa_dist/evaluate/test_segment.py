@@ -54,6 +54,17 @@ def test_the_second_observer_is_judged_beside(pictures, small_encoder):
     assert "auroc" not in result.observer
 
 
+@pytest.mark.parametrize("name", ["test_efficientnet", "mobilenetv3_small_050"])
+def test_maps_of_other_widths_than_the_pooled_features(name, pictures):
+    encoder = load_encoder(f"timm:{name}", "cpu")
+    images = torch.zeros(1, 3, encoder.image_size, encoder.image_size, dtype=torch.uint8)
+    assert encoder.encode(images).shape == (1, encoder.width)
+    assert encoder.map(encoder.normalize(images)).shape[1] != encoder.width
+    training = DenseTraining(epochs=1, max_tiles=1)
+    result = run_segment(f"timm:{name}", pictures, pictures / "labels.csv", training=training, device="cpu")
+    assert 0 <= result.mean["dice"] <= 1
+
+
 def test_tiles_know_what_does_not_count(pictures, small_encoder):
     pair = read_masked(pictures, pictures / "labels.csv")[1]
     encoder = load_encoder(small_encoder, "cpu")
