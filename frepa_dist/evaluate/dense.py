@@ -10,7 +10,7 @@ Shapes: H, W of an image, T tiles, S side of a tile, D width, h = w = S / stride
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,8 @@ class DenseTraining(HeadTraining):
 
     Attributes:
         short_side: pixels that images are resized to; None keeps their size.
-        max_tiles: tiles of a training image, drawn at random where it has more: bounds the memory.
+        max_tiles: tiles of a training image, drawn at random where it has more.
+        max_all_tiles: of all training images together, as many of each (at least one): bounds the memory.
         head_width: channels of the decoder's first layer.
     """
 
@@ -46,7 +47,13 @@ class DenseTraining(HeadTraining):
     learning_rate: float = Field(default=1e-3, gt=0)
     short_side: int | None = Field(default=None, ge=32)
     max_tiles: int = Field(default=32, ge=1)
+    max_all_tiles: int = Field(default=8192, ge=1)
     head_width: int = Field(default=64, ge=8)
+
+    def share_tiles(self, num_images: int) -> Self:
+        """The same, with a `max_tiles` that so many images can all have."""
+        share = max(1, self.max_all_tiles // num_images)
+        return self.model_copy(update={"max_tiles": min(self.max_tiles, share)})
 
 
 def choose_corners(shape: tuple[int, int], side: int, training: DenseTraining, number: int) -> Corners:

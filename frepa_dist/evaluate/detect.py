@@ -1,6 +1,6 @@
 """Lesions found with a frozen encoder: by a trained decoder, or by a linear probe that only knew of images.
 
-`decoder`: the light decoder of `evaluate.segment` learns masks; its probability is the heat.
+`decoder`: the light decoder of `evaluate.segment` learns masks; its logit is the heat.
 
 `tokens`: a logistic regression of whole images, read token by token, is the heat (`evaluate.token_heat`): no
 mask is learned from, so that it says what the tokens themselves hold where.
@@ -24,6 +24,7 @@ from frepa_dist.evaluate.encoder import Encoder
 from frepa_dist.evaluate.features import load_encoder
 from frepa_dist.evaluate.image_measures import (
     ImageResult,
+    draw_counts,
     shown_places,
     summarize,
 )
@@ -49,17 +50,17 @@ from frepa_dist.evaluate.pairs import (
     read_masked,
     read_patients,
 )
-from frepa_dist.evaluate.scores import Float64, auroc
-from frepa_dist.evaluate.segment import THRESHOLD, predict_scores, train_decoder
+from frepa_dist.evaluate.scores import Float64, Int64, auroc
+from frepa_dist.evaluate.segment import predict_logits, train_decoder
 from frepa_dist.evaluate.token_heat import fit_token_probe, predict_heat
 from shards.formats.common import Pixels
-from shards.read.draws import sample_rng
 from shards.support.errors import DataError
 from shards.support.progress import track
 from shards.support.settings import Settings
 
 Source = Literal["decoder", "tokens"]
 Heat = npt.NDArray[np.float32]
+LEAST_LOGIT = 0.0  # of what is found: a probability of one half
 CURVE_RATES = tuple(float(rate) for rate in np.geomspace(1 / 16, 16, 33))
 
 
@@ -70,8 +71,8 @@ class DetectSettings(Settings):
         source: where heat comes from.
         min_distance: least distance of two candidates along an axis, in pixels of the file.
         tolerance: pixels that a candidate may lie outside of a lesion.
-        min_area: pixels of a lesion; smaller ones are left out.
-        max_candidates: of an image, the hottest ones.
+        min_area: pixels of a lesion; smaller ones are neither to be found nor false alarms.
+        max_false: candidates in no lesion that are kept of an image, the hottest ones.
         least_iou: overlap from which on an outline counts as found (`decoder` alone has outlines).
     """
 
@@ -79,7 +80,7 @@ class DetectSettings(Settings):
     min_distance: int = Field(default=10, ge=1)
     tolerance: float = Field(default=0.0, ge=0)
     min_area: int = Field(default=1, ge=1)
-    max_candidates: int = Field(default=100, ge=1)
+    max_false: int = Field(default=100, ge=1)
     least_iou: float = Field(default=0.5, gt=0, le=1)
 
 
@@ -94,7 +95,8 @@ class DetectResult(ImageResult):
         num_lesions: in the test images; `num_without` of these have none.
         rates: false positives per image.
         recalls: share of all lesions found at each; `froc` is the mean.
-        recall_low, recall_high, froc_low, froc_high: 95% bootstrap intervals over images (percentiles).
+        recall_low, recall_high, froc_low, froc_high: 95% bootstrap intervals over images, or patients where
+            they are known (percentiles).
         curve: recall at `CURVE_RATES`, to be drawn.
         image_auroc: of `tokens`, how well the mean heat of an image tells whether there is a lesion; None
             where all or no test images have one.
@@ -178,7 +180,8 @@ def run_detect(
     leakage = check_split(encoder, split, images, table, allow=allow_leakage, states=states)
     to_learn, tests = ([pair for pair in pairs if pair.is_test == part] for part in (False, True))
     loaded = load_encoder(encoder, device)
-    heat_of = learn_heat(loaded, to_learn, settings, training)
+    learners = number_patients(read_patients(images, table, [pair.image for pair in to_learn]))
+    heat_of = learn_heat(loaded, to_learn, settings, training, learners)
     rows, found, means = [], [], []
     for pair in track(tests, total=len(tests), description="detect", unit="image"):
         truth, where = load_truth(pair)
@@ -190,11 +193,13 @@ def run_detect(
     if not any(len(candidates.lesion_scores) for candidates in found):
         raise DataError("no test image has a lesion", where=table, fix="test on some that have")
     rows = [{"froc": froc, **row} for froc, row in zip(froc_by_image(found), rows, strict=True)]
-    measures = summarize(rows, num_resamples, training.seed)
+    groups = number_patients(read_patients(images, table, [pair.image for pair in tests]))
+    measures = summarize(rows, num_resamples, training.seed, groups)
     if gallery is not None:
         for word, place in shown_places(measures["by_image"]["froc"], chosen):
             gallery.append(_draw(heat_of, tests[place], training, f"{word}{rows[place]['froc']:.2f} found"))
-    recalls, spread = froc_recalls(found), _resample(found, num_resamples, training.seed)
+    recalls = froc_recalls(found)
+    spread = _resample(found, draw_counts(len(found), groups, num_resamples, training.seed))
     ends = np.nanpercentile(spread, [2.5, 97.5], axis=0)
     froc_ends = np.nanpercentile(spread.mean(axis=1), [2.5, 97.5])
     return DetectResult(
@@ -217,7 +222,7 @@ def run_detect(
         settings=settings,
         training=training,
         leakage=leakage,
-        groups=number_patients(read_patients(images, table, [pair.image for pair in tests])),
+        groups=groups,
     )
 
 
@@ -226,8 +231,16 @@ def learn_heat(
     to_learn: Sequence[MaskedImage],
     settings: DetectSettings,
     training: DenseTraining,
+    groups: Sequence[int] | None = None,
 ) -> Callable[[Pixels], Heat]:
     """Learn to heat images (3, H, W) -> (H, W).
+
+    Args:
+        encoder: the frozen encoder.
+        to_learn: training images.
+        settings: where heat comes from.
+        training: of the decoder.
+        groups: patient of each training image, None where they are not known.
 
     Raises:
         DataError: something cannot be read, or the probe has nothing to tell apart.
@@ -235,8 +248,8 @@ def learn_heat(
     """
     if settings.source == "decoder":
         head = train_decoder(encoder, to_learn, training)
-        return lambda image: predict_scores(encoder, head, image)
-    probe = fit_token_probe(encoder, to_learn, training)
+        return lambda image: predict_logits(encoder, head, image)
+    probe = fit_token_probe(encoder, to_learn, training, settings.min_area, groups)
     return lambda image: predict_heat(encoder, probe, image)
 
 
@@ -246,7 +259,7 @@ def judge_heat(
     """Measure the heat of one image.
 
     Args:
-        heat: (H, W).
+        heat: (H, W); of a decoder, where it is above 0 something is found.
         truth: (H, W).
         where: (H, W), the pixels that count.
         settings: how lesions are counted.
@@ -255,18 +268,19 @@ def judge_heat(
         Measures by name (see `DetectResult.by_image`), and the candidates for the FROC.
     """
     lesions = label_lesions(truth & where, settings.min_area)
-    places, scores = find_candidates(
-        heat, where, min_distance=settings.min_distance, most=settings.max_candidates
+    too_small = truth & where & (lesions == 0)
+    places, scores = find_candidates(heat, where, min_distance=settings.min_distance)
+    candidates = match_candidates(
+        places, scores, lesions, settings.tolerance, ignored=too_small, most_false=settings.max_false
     )
-    candidates = match_candidates(places, scores, lesions, settings.tolerance)
-    pixels = mask_measures(heat, lesions > 0, where, threshold=THRESHOLD)
+    pixels = mask_measures(heat, lesions > 0, where & ~too_small, threshold=LEAST_LOGIT)
     hottest = np.unravel_index(np.argmax(np.where(where, heat, -np.inf)), heat.shape)
     row = {"pointing": float(lesions[hottest] > 0) if lesions.any() else float("nan")}
     row["auroc"] = pixels["auroc"]
     if settings.source == "decoder":
-        found = (heat >= THRESHOLD) & where
+        found = (heat >= LEAST_LOGIT) & where
         row |= {name: pixels[name] for name in ("dice", "iou")}
-        row |= outline_measures(found, lesions, least_iou=settings.least_iou)
+        row |= outline_measures(found, lesions, least_iou=settings.least_iou, ignored=too_small)
     return row, candidates
 
 
@@ -286,11 +300,10 @@ def _draw(
     return [(to_picture(image), pair.image.name), (fit_picture(drawn), words)]
 
 
-def _resample(found: Sequence[Candidates], num: int, seed: int) -> Float64:
-    """Recalls of images drawn with replacement, (num, R); NaN for a draw without any lesion."""
-    rng = sample_rng(seed, 0, 0, "bootstrap")
-    drawn = rng.integers(len(found), size=(num, len(found)))
-    return np.array([froc_recalls([found[place] for place in places]) for places in drawn])
+def _resample(found: Sequence[Candidates], counts: Int64) -> Float64:
+    """Recalls of images drawn so often each, (R, n) -> (R, rates); NaN for a draw without any lesion."""
+    draws = (np.repeat(np.arange(len(found)), row) for row in counts)
+    return np.array([froc_recalls([found[place] for place in places]) for places in draws])
 
 
 def _image_auroc(means: Sequence[float], found: Sequence[Candidates]) -> float | None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from frepa_dist.evaluate.leakage import NOT_CHECKED
 from shards.read.draws import sample_rng
@@ -26,7 +27,7 @@ class ImageResult(Settings):
         names: of the test images.
         by_image: of each measure its values, in the order of `names`; None where an image cannot tell it.
         mean: of each measure over the test images that can tell it.
-        low, high: 95% bootstrap interval over test images (percentiles).
+        low, high: 95% bootstrap interval over test images, or patients where they are known (percentiles).
         num_train: training images.
         leakage: whether images were in the pretraining data, in words.
         groups: number of the patient of each test image, None where patients are not known.
@@ -48,9 +49,11 @@ class ImageResult(Settings):
         return self.model_dump(mode="json")
 
 
-def summarize(rows: Sequence[Row], num_resamples: int, seed: int) -> dict[str, Any]:
-    """`by_image`, `mean`, `low` and `high` of an `ImageResult`."""
-    low, high = intervals_over_images(rows, num_resamples, seed)
+def summarize(
+    rows: Sequence[Row], num_resamples: int, seed: int, groups: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """`by_image`, `mean`, `low` and `high` of an `ImageResult`; see `intervals_over_images`."""
+    low, high = intervals_over_images(rows, num_resamples, seed, groups)
     return {"by_image": values_by_image(rows), "mean": mean_over_images(rows), "low": low, "high": high}
 
 
@@ -69,18 +72,44 @@ def mean_over_images(rows: Sequence[Row]) -> dict[str, float]:
     return found
 
 
+def draw_counts(
+    num_images: int, groups: Sequence[int] | None, num_resamples: int, seed: int
+) -> npt.NDArray[np.int64]:
+    """How often each image is in each draw of images, or of whole groups, with replacement.
+
+    Args:
+        num_images: n.
+        groups: (n,) patient of each image; None where each image stands for itself.
+        num_resamples: R draws.
+        seed: of the draws.
+
+    Returns:
+        (R, n)
+    """
+    units = np.unique(np.arange(num_images) if groups is None else groups, return_inverse=True)[1]
+    num_units = int(units.max()) + 1
+    drawn = sample_rng(seed, 0, 0, "bootstrap").integers(num_units, size=(num_resamples, num_units))
+    return np.stack([np.bincount(draw, minlength=num_units) for draw in drawn])[:, units]
+
+
 def intervals_over_images(
-    rows: Sequence[Row], num_resamples: int, seed: int
+    rows: Sequence[Row], num_resamples: int, seed: int, groups: Sequence[int] | None = None
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """95% percentile intervals of the means over images drawn with replacement: low and high ends."""
-    rng = sample_rng(seed, 0, 0, "bootstrap")
+    """95% percentile intervals of the means over images drawn with replacement: low and high ends.
+
+    Args:
+        rows: measures of each image.
+        num_resamples: how often is drawn.
+        seed: of the draws.
+        groups: patient of each image; all images of a patient are drawn together.
+    """
     names = list(mean_over_images(rows))
     table = np.array([[row[name] for name in names] for row in rows])
-    drawn = rng.integers(len(rows), size=(num_resamples, len(rows)))
+    counts = draw_counts(len(rows), groups, num_resamples, seed)
     is_known = ~np.isnan(table)
-    sums, counts = (part[drawn].sum(axis=1) for part in (np.where(is_known, table, 0), is_known))
     with np.errstate(invalid="ignore"):  # a draw may hold no image that can tell
-        low, high = np.nanpercentile(sums / counts, [2.5, 97.5], axis=0)
+        means = (counts @ np.where(is_known, table, 0)) / (counts @ is_known)
+        low, high = np.nanpercentile(means, [2.5, 97.5], axis=0)
     return dict(zip(names, low.tolist(), strict=True)), dict(zip(names, high.tolist(), strict=True))
 
 

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, maximum_filter
 from scipy.optimize import linear_sum_assignment
+from scipy.spatial import KDTree
 
 from frepa_dist.evaluate.masks import Mask
 from frepa_dist.evaluate.scores import Float64, Int64
@@ -38,7 +39,7 @@ class Candidates(NamedTuple):
 
 
 def label_lesions(mask: Mask, min_area: int = 1) -> Labels:
-    """Number the lesions of a mask (H, W) from 1, 0 elsewhere; those of fewer pixels are left out."""
+    """Number the lesions of a mask (H, W) from 1, 0 elsewhere; those of fewer pixels have no number."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     stays = stats[:, cv2.CC_STAT_AREA] >= min_area
     stays[0] = False
@@ -47,52 +48,78 @@ def label_lesions(mask: Mask, min_area: int = 1) -> Labels:
 
 
 def find_candidates(
-    heat: npt.NDArray[np.floating[Any]], where: Mask, *, min_distance: int, most: int
+    heat: npt.NDArray[np.floating[Any]], where: Mask, *, min_distance: int
 ) -> tuple[Int64, Float64]:
-    """Local maxima of a heat map.
+    """Local maxima of a heat map: places where nothing within the distance is hotter.
+
+    A plateau, such as a part of the image that is all black, is one candidate, in its middle.
 
     Args:
         heat: (H, W).
         where: (H, W), the pixels that count; there are no candidates elsewhere.
         min_distance: least distance of two candidates along an axis, in pixels.
-        most: candidates, the highest ones.
 
     Returns:
         Places (n, 2) and scores (n,), highest first. A map without any hill has none.
     """
-    from skimage.feature import peak_local_max
-
     inside = heat[where]
     if inside.size == 0 or inside.max() == inside.min():
         return np.empty((0, 2), np.int64), np.empty(0)
-    lowest = float(inside.min())
-    values = np.where(where, heat, lowest).astype(np.float64)
-    # `labels` would search each region's box by itself; what lies outside is as low as the lowest instead
-    places = peak_local_max(
-        values, min_distance=min_distance, threshold_abs=lowest, exclude_border=False, num_peaks=most
-    )
-    return places.astype(np.int64), values[tuple(places.T)]
+    lowest = inside.min()
+    values = np.where(where, heat, lowest)
+    highest_near = maximum_filter(values, size=2 * min_distance + 1, mode="nearest")
+    places = _middles((values == highest_near) & (values > lowest))
+    places = places[np.argsort(-values[tuple(places.T)], kind="stable")]
+    stays = np.ones(len(places), bool)
+    # only equally hot ones can be as near as that
+    for first, second in sorted(KDTree(places).query_pairs(min_distance, p=np.inf)):
+        stays[second] &= ~stays[first]
+    places = places[stays]
+    return places, values[tuple(places.T)].astype(np.float64)
 
 
-def match_candidates(places: Int64, scores: Float64, lesions: Labels, tolerance: float = 0.0) -> Candidates:
+def _middles(peaks: Mask) -> Int64:
+    """Of each connected part of a mask (H, W) the pixel next to its center, (n, 2)."""
+    _, labels, _, centers = cv2.connectedComponentsWithStats(peaks.astype(np.uint8), connectivity=8)
+    pixels = np.argwhere(peaks)
+    numbers = labels[peaks] - 1
+    far = np.square(pixels - centers[1:, ::-1][numbers]).sum(axis=1)
+    order = np.lexsort((far, numbers))
+    return pixels[order[np.flatnonzero(np.diff(numbers[order], prepend=-1))]].astype(np.int64)
+
+
+def match_candidates(
+    places: Int64,
+    scores: Float64,
+    lesions: Labels,
+    tolerance: float = 0.0,
+    *,
+    ignored: Mask | None = None,
+    most_false: int | None = None,
+) -> Candidates:
     """Find out which candidates hit which lesions.
 
     Args:
         places: (n, 2).
-        scores: (n,).
+        scores: (n,), highest first.
         lesions: (H, W), see `label_lesions`.
         tolerance: pixels that a candidate may lie outside of a lesion.
+        ignored: (H, W), where candidates that hit no lesion are not counted.
+        most_false: how many candidates in no lesion are kept, the highest ones; None keeps all.
     """
+    if ignored is not None:
+        stays = (lesions > 0)[tuple(places.T)] | ~ignored[tuple(places.T)]
+        places, scores = places[stays], scores[stays]
     num = int(lesions.max(initial=0))
     if num == 0:
-        return Candidates(scores, np.empty(0))
+        return Candidates(scores[:most_false], np.empty(0))
     distance, nearest = distance_transform_edt(lesions == 0, return_indices=True)
     rows, columns = places.T
     is_near = distance[rows, columns] <= tolerance
     hit = np.where(is_near, lesions[tuple(nearest[:, rows, columns])], 0)
     best = np.full(num + 1, -np.inf)
     np.maximum.at(best, hit, scores)
-    return Candidates(scores[~is_near], best[1:])
+    return Candidates(scores[~is_near][:most_false], best[1:])
 
 
 def froc_thresholds(images: Sequence[Candidates], rates: Sequence[float] = RATES) -> Float64:
@@ -124,12 +151,15 @@ def froc_by_image(images: Sequence[Candidates], rates: Sequence[float] = RATES) 
     ]
 
 
-def match_outlines(found: Labels, lesions: Labels) -> tuple[Float64, int]:
-    """Pair what was found with lesions one to one, so that their IoUs add up to the most.
+def match_outlines(found: Labels, lesions: Labels, least_iou: float = 0.5) -> tuple[Float64, int]:
+    """Pair what was found with lesions one to one.
+
+    As many pairs as can be have at least that IoU; among these pairings, the IoUs add up to the most.
 
     Args:
         found: (H, W), numbered components of the prediction.
         lesions: (H, W).
+        least_iou: overlap from which on an outline counts as found.
 
     Returns:
         IoU of each lesion with its partner, (L,), 0 where it has none, and the number of components found.
@@ -141,19 +171,32 @@ def match_outlines(found: Labels, lesions: Labels) -> tuple[Float64, int]:
     union = pairs[1:].sum(axis=1)[:, None] + pairs[:, 1:].sum(axis=0)[None, :] - both
     overlaps = both / np.maximum(union, 1)
     best = np.zeros(num_lesions)
-    rows, columns = linear_sum_assignment(overlaps, maximize=True)
+    bonus = min(overlaps.shape) + 1  # more than all IoUs together
+    rows, columns = linear_sum_assignment(overlaps + bonus * (overlaps >= least_iou), maximize=True)
     best[rows] = overlaps[rows, columns]
     return best, num_found
 
 
-def outline_measures(found: Mask, lesions: Labels, *, least_iou: float = 0.5) -> dict[str, float]:
+def outline_measures(
+    found: Mask, lesions: Labels, *, least_iou: float = 0.5, ignored: Mask | None = None
+) -> dict[str, float]:
     """How well the components of a prediction (H, W) fit the lesions of one image.
+
+    Args:
+        found: (H, W).
+        lesions: (H, W), see `label_lesions`.
+        least_iou: overlap from which on an outline counts as found.
+        ignored: (H, W); a component that touches it and no lesion is not counted.
 
     Returns:
         lesion_iou: mean IoU of the lesions with their partners; lesion_recall and lesion_precision: shares of
         lesions and of components found that have a partner of at least that IoU. NaN where there are none.
     """
-    overlaps, num_found = match_outlines(label_lesions(found), lesions)
+    components = label_lesions(found)
+    if ignored is not None:
+        passed_over = np.setdiff1d(components[ignored], components[lesions > 0])
+        components = label_lesions(found & ~np.isin(components, passed_over[passed_over > 0]))
+    overlaps, num_found = match_outlines(components, lesions, least_iou)
     hits = int((overlaps >= least_iou).sum())
     return {
         "lesion_iou": float(overlaps.mean()) if overlaps.size else float("nan"),

@@ -148,7 +148,8 @@ def run_restore(
         clean, seen = load_pair(path, degradation, training, first + number)
         rows.append(image_measures(restore_image(loaded, head, seen), clean))
         baseline.append(image_measures(seen, clean))
-    measures = summarize(rows, num_resamples, training.seed)
+    groups = number_patients(read_patients(images, table, to_test))
+    measures = summarize(rows, num_resamples, training.seed, groups)
     if gallery is not None:
         for word, place in shown_places(measures["by_image"]["psnr"], chosen):
             clean, seen = load_pair(to_test[place], degradation, training, first + place)
@@ -171,7 +172,7 @@ def run_restore(
         num_parameters=sum(parameter.numel() for parameter in head.parameters()),
         training=training,
         leakage=leakage,
-        groups=number_patients(read_patients(images, table, to_test)),
+        groups=groups,
     )
 
 
@@ -209,8 +210,9 @@ def train_restorer(
         DivergedError: the loss is no number.
     """
     shown = track(enumerate(paths), total=len(paths), description="encode", unit="image")
+    tiling = training.share_tiles(len(paths))
     parts = [
-        encode_tiles(encoder, *load_pair(path, degradation, training, number), training, number)
+        encode_tiles(encoder, *load_pair(path, degradation, training, number), tiling, number)
         for number, path in shown
     ]
     tiles = Tiles(*(torch.cat(column) for column in zip(*parts, strict=True)))

@@ -143,7 +143,8 @@ def run_segment(
         if pair.second is not None:
             human = mask_measures(load_mask(pair.second, truth.shape).astype(float), truth, where)
             humans.append({name: value for name, value in human.items() if name != "auroc"})
-    measures = summarize(rows, num_resamples, training.seed)
+    groups = number_patients(read_patients(images, table, [pair.image for pair in tests]))
+    measures = summarize(rows, num_resamples, training.seed, groups)
     if gallery is not None:
         for word, place in shown_places(measures["by_image"]["dice"], chosen):
             words = f"{word}Dice {rows[place]['dice']:.3f}"
@@ -158,7 +159,7 @@ def run_segment(
         num_parameters=sum(parameter.numel() for parameter in head.parameters()),
         training=training,
         leakage=leakage,
-        groups=number_patients(read_patients(images, table, [pair.image for pair in tests])),
+        groups=groups,
     )
 
 
@@ -193,7 +194,8 @@ def train_decoder(encoder: Encoder, pairs: Sequence[MaskedImage], training: Dens
         DivergedError: the loss is no number.
     """
     shown = track(enumerate(pairs), total=len(pairs), description="encode", unit="image")
-    parts = [encode_tiles(encoder, pair, training, number) for number, pair in shown]
+    tiling = training.share_tiles(len(pairs))
+    parts = [encode_tiles(encoder, pair, tiling, number) for number, pair in shown]
     maps, masks = (torch.cat(column) for column in zip(*parts, strict=True))
     side = masks.shape[-1]
     with seeded(training.seed, encoder.device):
@@ -227,6 +229,21 @@ def encode_tiles(encoder: Encoder, pair: MaskedImage, training: DenseTraining, n
     masks = cut_tiles(mask + 1, corners, encoder.image_size, mirror=False) - 1
     maps = encode_maps(encoder, with_mirrored(cut_tiles(image, corners, encoder.image_size)))
     return Tiles(maps.half(), with_mirrored(masks).float())
+
+
+def predict_logits(encoder: Encoder, head: DenseHead, image: Pixels) -> npt.NDArray[np.float32]:
+    """Log odds (H, W) that a pixel of an image (3, H, W) belongs to the mask.
+
+    They rank pixels that a sure decoder gives a probability of exactly 1 all alike.
+    """
+    size = (encoder.image_size, encoder.image_size)
+
+    def decode(maps: Tensor, _: Tensor) -> Tensor:
+        logits = head(maps, size)
+        return logits[:, 1:] - logits[:, :1]
+
+    found: npt.NDArray[np.float32] = predict_image(encoder, decode, image)[0]
+    return found
 
 
 def predict_scores(encoder: Encoder, head: DenseHead, image: Pixels) -> npt.NDArray[np.float32]:

@@ -20,6 +20,7 @@ from torch.nn import functional
 from frepa_dist.evaluate.classifiers import LinearProbe, choose_c, fit
 from frepa_dist.evaluate.dense import DenseTraining, encode_maps, predict_image
 from frepa_dist.evaluate.encoder import Encoder
+from frepa_dist.evaluate.lesions import label_lesions
 from frepa_dist.evaluate.pairs import MaskedImage, load_image, load_truth
 from frepa_dist.evaluate.scores import Bool, Float64, Int64
 from frepa_dist.evaluate.tiles import cut_tiles, tile_corners
@@ -36,21 +37,35 @@ def embed_image(encoder: Encoder, image: Pixels) -> npt.NDArray[np.float32]:
 
 
 def embed_pairs(
-    encoder: Encoder, pairs: Sequence[MaskedImage], training: DenseTraining
+    encoder: Encoder, pairs: Sequence[MaskedImage], training: DenseTraining, min_area: int
 ) -> tuple[npt.NDArray[np.float32], Bool]:
-    """Mean tokens (n, D), and whether there is something to find in each image, (n,)."""
+    """Mean tokens (n, D), and whether there is a lesion of so many pixels in each image, (n,)."""
     shown = track(pairs, total=len(pairs), description="encode", unit="image")
     features = np.stack([embed_image(encoder, load_image(pair.image, training.short_side)) for pair in shown])
-    return features, np.array([bool(np.logical_and(*load_truth(pair)).any()) for pair in pairs])
+    lesions = [label_lesions(np.logical_and(*load_truth(pair)), min_area) for pair in pairs]
+    return features, np.array([bool(labels.any()) for labels in lesions])
 
 
-def fit_token_probe(encoder: Encoder, pairs: Sequence[MaskedImage], training: DenseTraining) -> LinearProbe:
+def fit_token_probe(
+    encoder: Encoder,
+    pairs: Sequence[MaskedImage],
+    training: DenseTraining,
+    min_area: int = 1,
+    groups: Sequence[int] | None = None,
+) -> LinearProbe:
     """Learn which images hold something, the penalty chosen by cross-validation.
+
+    Args:
+        encoder: the frozen encoder.
+        pairs: training images.
+        training: their size, and the seed.
+        min_area: least pixels of a lesion.
+        groups: patient of each image, who stays in one fold; None where they are not known.
 
     Raises:
         DataError: all images hold something, or none does, or too few of either.
     """
-    features, is_there = embed_pairs(encoder, pairs, training)
+    features, is_there = embed_pairs(encoder, pairs, training, min_area)
     if is_there.all() or not is_there.any():
         raise DataError(
             f"{int(is_there.sum())} of {len(is_there)} training images have a lesion: a probe of images has "
@@ -59,7 +74,7 @@ def fit_token_probe(encoder: Encoder, pairs: Sequence[MaskedImage], training: De
             fix="list images without a mask too, or let a decoder learn from the masks",
         )
     y: Int64 = is_there.astype(np.int64)
-    c, _ = choose_c(features, y, None, training.seed)
+    c, _ = choose_c(features, y, None if groups is None else np.array(groups), training.seed)
     return fit(features, y, c)
 
 

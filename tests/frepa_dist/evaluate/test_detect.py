@@ -93,17 +93,37 @@ def test_logits_of_tokens_add_up_to_that_of_the_image(pictures, small_encoder):
 
 
 def test_heat_is_judged_inside_the_field_of_view():
-    heat = np.full((40, 40), 0.1, np.float32)
-    heat[5, 5], heat[20, 20], heat[30, 35] = 0.9, 0.8, 0.95
+    heat = np.full((40, 40), -2, np.float32)
+    heat[5, 5], heat[20, 20], heat[30, 35] = 9, 8, 10
     truth, where = np.zeros((40, 40), bool), np.ones((40, 40), bool)
     truth[18:23, 18:23] = truth[28:33, 33:38] = True
     where[:, 30:] = False  # the second lesion does not count, nor the heat there
     row, candidates = judge_heat(heat, truth, where, DetectSettings())
-    np.testing.assert_allclose(candidates.lesion_scores, [0.8])
-    np.testing.assert_allclose(candidates.false_scores, [0.9])
+    np.testing.assert_allclose(candidates.lesion_scores, [8])
+    np.testing.assert_allclose(candidates.false_scores, [9])
     assert row["pointing"] == 0
     assert row["iou"] == pytest.approx(1 / 26)  # one pixel of 25, and one beside
     assert row["lesion_precision"] == 0
+
+
+def test_a_sure_decoder_still_ranks_its_candidates():
+    y, x = np.ogrid[:300, :300]
+    large = np.hypot(y - 100, x - 100) < 80
+    small = np.hypot(y - 250, x - 250) < 15
+    heat = np.where(large, 40 - np.hypot(y - 100, x - 100) / 4, np.where(small, 3.0, -20)).astype(np.float32)
+    row, candidates = judge_heat(heat, large | small, np.ones_like(large), DetectSettings(max_false=1))
+    assert candidates.lesion_scores.tolist() == [40, 3]  # as probabilities, 1 within 80 pixels of the first
+    assert not candidates.false_scores.size
+    assert row["dice"] == row["lesion_recall"] == 1
+
+
+def test_small_lesions_are_not_asked_for():
+    heat = np.full((40, 40), -5, np.float32)
+    heat[5:8, 5:8], heat[20:30, 20:30] = 4, 6
+    truth, where = heat > 0, np.ones((40, 40), bool)
+    row, candidates = judge_heat(heat, truth, where, DetectSettings(min_area=20))
+    assert (candidates.lesion_scores.tolist(), candidates.false_scores.tolist()) == ([6], [])
+    assert row["dice"] == row["lesion_precision"] == row["auroc"] == 1
 
 
 def test_rows_without_a_mask_are_left_out_on_demand(pictures):

@@ -32,6 +32,19 @@ def test_intervals_are_those_of_resampled_means():
     assert set(low) == {"a", "b"}
 
 
+def test_images_of_a_patient_are_drawn_together():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(12), 10)
+    covered = {"images": 0, "patients": 0}
+    for trial in range(100):
+        values = 0.1 * rng.normal(size=12)[groups] + 0.03 * rng.normal(size=120)  # the mean is 0
+        rows = [{"a": float(value)} for value in values]
+        for name, known in (("images", None), ("patients", groups.tolist())):
+            low, high = intervals_over_images(rows, 300, trial, known)
+            covered[name] += low["a"] <= 0 <= high["a"]
+    assert covered["patients"] >= 80 > 65 >= covered["images"]
+
+
 def test_best_median_and_worst():
     assert worst_middle_best([0.2, None, 0.9, 0.5]) == [("best", 2), ("median", 3), ("worst", 0)]
     assert worst_middle_best([None]) == []

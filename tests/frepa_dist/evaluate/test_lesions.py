@@ -83,27 +83,81 @@ def heat_map():
 
 def test_candidates_are_the_hills_that_lie_apart():
     everywhere = np.ones((20, 20), bool)
-    places, values = find_candidates(heat_map(), everywhere, min_distance=3, most=10)
+    places, values = find_candidates(heat_map(), everywhere, min_distance=3)
     assert places.tolist() == [[10, 12], [3, 4], [18, 18]]
     assert values.tolist() == [7, 5, 4]
-    places, _ = find_candidates(heat_map(), everywhere, min_distance=1, most=3)
-    assert places.tolist() == [[10, 12], [10, 14], [3, 4]]
+    places, _ = find_candidates(heat_map(), everywhere, min_distance=1)
+    assert places.tolist() == [[10, 12], [10, 14], [3, 4], [18, 18]]
+
+
+def test_a_plateau_is_one_candidate_in_its_middle():
+    heat = np.zeros((60, 60), np.float32)
+    heat[10:41, 20:51] = 1
+    heat[25, 25:30] = 0.5  # its middle is beside this dent
+    heat[50:, :9] = heat[50:, 15] = 0.7  # of two equal ones nearer than the distance, the first
+    places, scores = find_candidates(heat, np.ones((60, 60), bool), min_distance=11)
+    assert places.tolist() == [[25, 35], [54, 4]]
+    np.testing.assert_allclose(scores, [1, 0.7])
+
+
+@given(st.integers(0, 10**6), st.integers(1, 5))
+@settings(max_examples=30, deadline=None)
+def test_candidates_of_a_map_without_ties_are_those_of_scikit_image(seed, distance):
+    from skimage.feature import peak_local_max
+
+    heat = np.random.default_rng(seed).permutation(400).reshape(20, 20).astype(float)
+    places, scores = find_candidates(heat, np.ones((20, 20), bool), min_distance=distance)
+    expected = peak_local_max(heat, min_distance=distance, threshold_abs=0, exclude_border=False)
+    assert places.tolist() == expected.tolist()
+    assert scores.tolist() == heat[tuple(expected.T)].tolist()
+
+
+def test_a_large_lesion_does_not_take_the_room_of_others():
+    lesions = np.zeros((200, 200), np.int32)
+    lesions[:100], lesions[150:160, 150:160] = 1, 2
+    places = np.array([[row, column] for row in range(0, 100, 10) for column in range(0, 200, 20)])
+    places = np.concatenate([places, [[120, 5], [155, 155], [170, 5], [180, 5]]])
+    found = match_candidates(places, np.linspace(1, 0.5, len(places)), lesions, most_false=2)
+    assert np.isfinite(found.lesion_scores).all()
+    assert len(found.false_scores) == 2
+
+
+def test_what_is_ignored_is_neither_found_nor_false():
+    lesions, ignored = np.zeros((20, 20), np.int32), np.zeros((20, 20), bool)
+    lesions[0:4, 0:4] = 1
+    ignored[10:12, 10:12] = True
+    places, scores = np.array([[1, 1], [10, 10], [15, 15]]), np.array([3.0, 2.0, 1.0])
+    found = match_candidates(places, scores, lesions, ignored=ignored)
+    assert (found.lesion_scores.tolist(), found.false_scores.tolist()) == ([3], [1])
+    outlines = ignored.copy()
+    outlines[0:4, 0:4] = outlines[9, 10] = outlines[18, 0:3] = True
+    measures = outline_measures(outlines, lesions, ignored=ignored)
+    assert measures == {"lesion_iou": 1, "lesion_recall": 1, "lesion_precision": 0.5}
+
+
+def test_a_pair_that_fits_is_kept_where_another_pairing_overlaps_more():
+    lesions, found = np.zeros((1, 220), np.int32), np.zeros((1, 220), np.int32)
+    lesions[0, 100:200], lesions[0, 68:98] = 1, 2
+    found[0, 68:168], found[0, 170:200] = 1, 2
+    overlaps, _ = match_outlines(found, lesions)
+    np.testing.assert_allclose(overlaps, [68 / 132, 0])
+    np.testing.assert_allclose(match_outlines(found, lesions, least_iou=1)[0], [0.3, 0.3])
 
 
 def test_candidates_lie_where_pixels_count():
     where = np.ones((20, 20), bool)
     where[:, 12] = False
-    places, _ = find_candidates(heat_map(), where, min_distance=3, most=10)
+    places, _ = find_candidates(heat_map(), where, min_distance=3)
     assert places.tolist() == [[10, 14], [3, 4], [18, 18]]
-    assert len(find_candidates(np.ones((20, 20)), where, min_distance=3, most=10)[0]) == 0
-    assert len(find_candidates(heat_map(), np.zeros((20, 20), bool), min_distance=3, most=10)[0]) == 0
+    assert len(find_candidates(np.ones((20, 20)), where, min_distance=3)[0]) == 0
+    assert len(find_candidates(heat_map(), np.zeros((20, 20), bool), min_distance=3)[0]) == 0
 
 
 def test_candidates_hit_the_lesion_they_lie_in():
     lesions = np.zeros((20, 20), np.int32)
     lesions[9:12, 11:15] = 1  # two candidates: the higher one is its score
     lesions[0:2, 0:2] = 2  # none
-    places, values = find_candidates(heat_map(), np.ones((20, 20), bool), min_distance=1, most=10)
+    places, values = find_candidates(heat_map(), np.ones((20, 20), bool), min_distance=1)
     found = match_candidates(places, values, lesions)
     assert found.lesion_scores.tolist() == [7, -np.inf]
     assert sorted(found.false_scores) == [4, 5]
@@ -157,4 +211,5 @@ def test_pairs_have_the_largest_sum_of_all_pairings(seed):
         ]
     ).reshape(num, num)
     best = max(sum(table[a, b] for a, b in enumerate(order)) for order in itertools.permutations(range(num)))
-    assert match_outlines(found.astype(np.int32), lesions.astype(np.int32))[0].sum() == pytest.approx(best)
+    overlaps, _ = match_outlines(found.astype(np.int32), lesions.astype(np.int32), least_iou=2)
+    assert overlaps.sum() == pytest.approx(best)
