@@ -76,7 +76,9 @@ def run_layers(
 
     def keep(name: str, is_last: bool, _module: nn.Module, _inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.ndim in (3, 4):
-            found[name] = reduce(_to_map(output, is_last).float())
+            maps = _to_map(output, is_last)
+            if maps.shape[2] == maps.shape[3]:  # of square images; else it is something inside of a layer
+                found[name] = reduce(maps.float())
 
     handles = [
         module.register_forward_hook(partial(keep, name, is_last))
@@ -130,4 +132,7 @@ def _to_map(output: Tensor, is_last: bool) -> Tensor:
         side = math.isqrt(output.shape[1])
         patches = output[:, output.shape[1] - side**2 :]  # class tokens and registers come first
         return patches.transpose(1, 2).reshape(len(output), -1, side, side)
+    _, first, second, third = output.shape
+    if first == second != third:  # some of timm's networks do not say that channels come last
+        is_last = True
     return output.permute(0, 3, 1, 2) if is_last else output

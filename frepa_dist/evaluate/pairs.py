@@ -15,13 +15,15 @@ import numpy.typing as npt
 
 from frepa_dist.evaluate.labelled import FILENAME, PATIENT, SPLIT, read_rows, split_of
 from frepa_dist.evaluate.masks import Mask
-from frepa_dist.evaluate.views import decode_file, list_images
-from shards.formats.common import Pixels
+from frepa_dist.evaluate.views import decode_file, list_images, read_file
+from shards.formats.common import Pixels, Unreadable
+from shards.formats.pictures import check_format, decode_page
 from shards.read.draws import sample_rng
 from shards.read.views import three_planes
 from shards.support.errors import DataError
 from shards.support.settings import Settings
 
+LOSSY, LEAST_LOSSY = ("jpeg", "webp"), 128  # formats of a mask, and its least value in them
 TEST_SHARE = 4  # a split that is made holds out one image, or patient, of so many
 
 
@@ -31,7 +33,7 @@ class MaskedImage:
 
     Attributes:
         image: the picture.
-        mask: its mask: pixels that are not 0 belong to it; None where there is nothing to find.
+        mask: its mask, see `load_mask`; None where there is nothing to find.
         where: mask of the pixels that count (field of view); None counts all.
         second: mask of a second observer, None where there is none.
         is_test: whether it is in the test part.
@@ -133,7 +135,7 @@ def read_patients(images: Path, table: Path | None, files: Sequence[Path]) -> li
     header, rows = read_rows(table, (FILENAME,))
     if PATIENT not in header:
         return None
-    known = {images / row[FILENAME]: row[PATIENT] for row in rows}
+    known = {images / row[FILENAME]: row[PATIENT].strip() for row in rows}
     return [known[path] for path in files]
 
 
@@ -164,7 +166,7 @@ def _check_parts(files: Sequence[Path], tests: Sequence[bool], where: Path) -> N
 def _test_rows(rows: Sequence[dict[str, str]], is_split: bool, table: Path, seed: int) -> list[bool]:
     if is_split:
         return [split_of(row[SPLIT], table) == "test" for row in rows]
-    names = [row.get(PATIENT) or f"(row {number})" for number, row in enumerate(rows)]
+    names = [row.get(PATIENT, "").strip() or f"(row {number})" for number, row in enumerate(rows)]
     patients = sorted(set(names))
     order = sample_rng(seed, 0, 0, "split of masks").permutation(len(patients))
     tested = {patients[place] for place in order[: max(1, len(patients) // TEST_SHARE)]}
@@ -200,15 +202,30 @@ def load_truth(item: MaskedImage) -> tuple[Mask, Mask]:
 
 
 def load_mask(path: Path | None, shape: tuple[int, int]) -> Mask:
-    """A mask (H, W) of the picture's shape; all of it where there is no file.
+    """A mask (H, W) of the picture's shape: its pixels that are not 0. All of it where there is no file.
+
+    A format that may lose something draws specks around the edges of a mask: there, half of white is least.
 
     Raises:
-        DataError: it cannot be read, or has another shape.
+        DataError: it cannot be read, or has another shape, or is so dark that nothing of it would be left.
     """
     if path is None:
         return np.ones(shape, bool)
-    pixels = decode_file(path)
-    mask: Mask = (pixels if pixels.ndim == 2 else pixels.max(axis=2)) > 0
+    data = read_file(path)
+    try:
+        pixels = decode_page(data).pixels
+        is_lossy = check_format(data) in LOSSY
+    except Unreadable as error:
+        raise Unreadable(error.reason, error.detail, where=path) from error
+    brightest = pixels if pixels.ndim == 2 else pixels.max(axis=2)
+    mask: Mask = brightest >= LEAST_LOSSY if is_lossy else brightest != 0
+    if is_lossy and brightest.any() and not mask.any():
+        raise DataError(
+            f"a mask in a format that may lose something, whose brightest pixel is {brightest.max()}",
+            where=path,
+            allowed=f"{LEAST_LOSSY} or more where something is to be found",
+            fix="save it as PNG, or brighten it",
+        )
     if mask.shape != shape:
         raise DataError(
             f"the mask is {mask.shape[0]} x {mask.shape[1]} pixels, its picture {shape[0]} x {shape[1]}",

@@ -140,15 +140,20 @@ def _timm_map(model: Any, is_vit: bool) -> Callable[[Tensor], Tensor] | None:
     """The map after the last norm, also where timm has that norm behind the pooling."""
     if is_vit:
         return lambda images: to_map(model.fc_norm(_timm_vit_tokens(model, images, None)))
+    from timm.layers import LayerNorm2d
+
     if not hasattr(model, "forward_intermediates"):
         return None
-    last = getattr(getattr(model, "head", None), "norm", None)
+    last = getattr(getattr(model, "head", None), "norm", None) or nn.Identity()
+    is_own = isinstance(last, nn.Identity)  # hiera, for one, refuses to apply its head's norm
 
     def run(images: Tensor) -> Tensor:
         features: Tensor = model.forward_intermediates(
-            images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
+            images, indices=1, norm=is_own, output_fmt="NCHW", intermediates_only=True
         )[-1]
-        return features if last is None else last(features)
+        if isinstance(last, nn.LayerNorm) and not isinstance(last, LayerNorm2d):
+            return last(features.movedim(1, -1)).movedim(-1, 1)  # type: ignore[no-any-return]
+        return last(features)  # type: ignore[no-any-return]
 
     return run
 

@@ -85,11 +85,19 @@ def decode_file(path: Path) -> Pixels:
     Raises:
         DataError: it cannot be read, or is no image.
     """
+    return decode_image(read_file(path), str(path))
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", where=path) from error
-    return decode_image(data, str(path))
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -165,8 +165,10 @@ def dense_loss(logits: Tensor, masks: Tensor) -> Tensor:
         0-dim float32.
     """
     logits = logits.float()
-    entropy = functional.cross_entropy(logits, masks, ignore_index=-1)
     is_known = (masks >= 0).unsqueeze(1)
+    # a batch of windows may hold no slice that was annotated
+    entropy = functional.cross_entropy(logits, masks, ignore_index=-1, reduction="sum")
+    entropy = entropy / is_known.sum().clamp(min=1)
     shares = logits.softmax(dim=1) * is_known
     target = functional.one_hot(masks.clamp(min=0), logits.shape[1]).movedim(-1, 1) * is_known
     dims = [0, *range(2, logits.ndim)]
@@ -184,9 +186,14 @@ def _judge(
         for k in range(num_classes):
             mine, theirs = (found == k) & is_known, volume.masks == k
             both[number, k], sums[number, k] = (mine & theirs).sum(), mine.sum() + theirs.sum()
-    each = torch.where(sums > 0, 2 * both / sums.clamp(min=1), 1)[:, 1:].mean(dim=1)
-    whole = (2 * both.sum(dim=0) / sums.sum(dim=0).clamp(min=1))[1:]
+    each = _dice(both, sums)[:, 1:].mean(dim=1)
+    whole = _dice(both.sum(dim=0), sums.sum(dim=0))[1:]
     return DenseResult(dice=whole.tolist(), dice_by_volume=each.tolist(), num_parameters=learned)
+
+
+def _dice(both: Tensor, sums: Tensor) -> Tensor:
+    """Of overlaps and the sums of both areas; 1 where both are empty."""
+    return torch.where(sums > 0, 2 * both / sums.clamp(min=1), 1)
 
 
 def _take(volume: DenseVolume, rows: Int64, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

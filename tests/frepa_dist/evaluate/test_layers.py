@@ -71,3 +71,11 @@ def test_layers_that_are_not_there_are_named(small_encoder):
     with pytest.raises(ConfigError, match=r"no layer 'blocks\.12'.*blocks\.11"):
         layer_maps(encoder, images_for(encoder), ["blocks.12"])
     assert not any(module._forward_hooks for module in encoder.module.modules())
+
+
+@pytest.mark.parametrize("name", ["gcvit_xxtiny", "pvt_v2_b0", "hiera_tiny_224", "mambaout_femto"])
+def test_maps_are_square_where_timm_does_not_say_where_channels_are(name):
+    encoder = load_encoder(f"timm:{name}", "cpu")
+    maps = layer_maps(encoder, images_for(encoder, 1))
+    assert len(maps) > 9
+    assert all(layer.shape[2] == layer.shape[3] for layer in maps.values())

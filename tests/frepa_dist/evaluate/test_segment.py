@@ -11,7 +11,8 @@ from PIL import Image
 
 from frepa_dist.evaluate.dense import DenseTraining
 from frepa_dist.evaluate.features import load_encoder
-from frepa_dist.evaluate.pairs import Columns, load_image, read_masked
+from frepa_dist.evaluate.masks import dice
+from frepa_dist.evaluate.pairs import Columns, load_image, load_mask, read_masked
 from frepa_dist.evaluate.segment import (
     SegmentResult,
     encode_tiles,
@@ -101,6 +102,27 @@ def test_images_keep_their_size_unless_told(pictures):
     pair = read_masked(pictures, pictures / "labels.csv")[0]
     assert load_image(pair.image, None).shape == (3, 72, 90)
     assert load_image(pair.image, 36).shape == (3, 36, 45)
+
+
+def test_masks_of_16_bits_and_of_formats_that_lose_something(tmp_path):
+    y, x = np.ogrid[:64, :64]
+    disc = np.hypot(y - 30, x - 30) < 8
+    Image.fromarray((disc * 65535).astype(np.uint16)).save(tmp_path / "full.png")
+    Image.fromarray(np.where(disc, np.where(y < 30, 1, 1000), 0).astype(np.uint16)).save(tmp_path / "few.tif")
+    Image.fromarray(np.full((64, 64), 65535, np.uint16)).save(tmp_path / "all.png")
+    for name, expected in (("full.png", disc), ("few.tif", disc), ("all.png", np.ones((64, 64), bool))):
+        np.testing.assert_array_equal(load_mask(tmp_path / name, (64, 64)), expected)
+    Image.fromarray((disc * 255).astype(np.uint8)).save(tmp_path / "lossy.jpg", quality=75)
+    assert dice(load_mask(tmp_path / "lossy.jpg", (64, 64)), disc) > 0.98
+    Image.fromarray((disc * 3).astype(np.uint8)).save(tmp_path / "dark.jpg", quality=95)
+    with pytest.raises(DataError, match="may lose something, whose brightest pixel"):
+        load_mask(tmp_path / "dark.jpg", (64, 64))
+
+
+def test_tiles_of_many_images_are_shared_out():
+    assert DenseTraining().share_tiles(40).max_tiles == 32
+    assert DenseTraining(max_all_tiles=100).share_tiles(40).max_tiles == 2
+    assert DenseTraining(max_all_tiles=100).share_tiles(1000).max_tiles == 1
 
 
 def test_what_is_wrong_is_said(pictures, tmp_path):

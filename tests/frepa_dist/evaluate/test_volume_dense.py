@@ -78,6 +78,7 @@ def test_the_loss_is_cross_entropy_and_dice_over_known_pixels():
     dice = (2 * (shares * target).sum(0) + 1) / (shares.sum(0) + target.sum(0) + 1)
     expected = nn.functional.cross_entropy(logits.movedim(1, -1)[known], masks[known]) + 1 - dice[1:].mean()
     torch.testing.assert_close(dense_loss(logits, masks), expected)
+    assert dense_loss(logits, torch.full_like(masks, -1)).isfinite()  # a batch may know nothing
     perfect = 50 * (nn.functional.one_hot(masks.clamp(min=0), 3).movedim(-1, 1).float() - 0.5)
     assert dense_loss(perfect, masks) < 1e-3
 
