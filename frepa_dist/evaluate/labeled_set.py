@@ -5,12 +5,14 @@ Shapes: n pictures, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
 
+from frepa_dist.evaluate.grouping import Groups, Units, group_files, group_samples
 from frepa_dist.evaluate.labelled import SPLIT, SPLITS, LabeledImages, read_labeled
 from frepa_dist.evaluate.pictures import FilePictures, Pictures, ShardPictures, is_dataset, open_shards
 from frepa_dist.evaluate.scores import Bool, Int64
@@ -25,12 +27,14 @@ class LabeledSet:
         pictures: n of them.
         classes: K names, sorted; grades by their number.
         y: (n,) class of each.
-        groups: (n,) patients, None when they are not known.
+        groups: (n,) those of one group show one patient or volume, or are equal: no split may part them. None
+            where each picture is one of its own.
         splits: n times "train" or "test", None when the split is not given.
         num_left_out: pictures without a label, or of classes that were not asked for.
         label_column: what the labels are called, None for a folder per class.
         where: what to name in errors.
-        patients: names of the groups, (n,), as the table has them.
+        patients: (n,) as the table of files has them.
+        units: what the groups are.
     """
 
     pictures: Pictures
@@ -42,6 +46,7 @@ class LabeledSet:
     label_column: str | None
     where: str
     patients: list[str] | None = None
+    units: Units = "images"
 
     @property
     def labels(self) -> list[str]:
@@ -83,19 +88,28 @@ def read_labeled_set(
         names = [str(path.relative_to(folder)) for path in found.paths]
         column = None if labels is None else label_column
         where = str(labels or images)
-        return _assemble(FilePictures(folder, names, modality), found, are_grades, column, where)
+        pictures = FilePictures(folder, names, modality)
+        groups = group_files(found.patients, pictures.digests())
+        return _assemble(pictures, found, groups, are_grades, column, where)
     if labels is not None:
         raise ConfigError(
             "a dataset has its labels in its index",
             where=labels,
             fix="leave --labels out, or build the dataset with `frepa shards build --labels`",
         )
-    pictures, found = _from_shards(open_shards(images, modality), label_column, classes)
-    return _assemble(pictures, found, are_grades, label_column, str(images))
+    everything = open_shards(images, modality)
+    kept, found = _from_shards(everything, label_column, classes)
+    groups = group_samples(everything, kept)
+    return _assemble(everything.take(kept), found, groups, are_grades, label_column, str(images))
 
 
 def _assemble(
-    pictures: Pictures, found: LabeledImages, are_grades: bool, column: str | None, where: str
+    pictures: Pictures,
+    found: LabeledImages,
+    groups: Groups,
+    are_grades: bool,
+    column: str | None,
+    where: str,
 ) -> LabeledSet:
     try:
         classes = sorted(set(found.labels), key=float if are_grades else None)
@@ -104,16 +118,24 @@ def _assemble(
             "grades have to be numbers", where=where, allowed=f"numbers, not {', '.join(set(found.labels))}"
         ) from error
     numbers = {name: k for k, name in enumerate(classes)}
-    groups = None if found.patients is None else np.unique(found.patients, return_inverse=True)[1]
-    y = np.array([numbers[label] for label in found.labels], np.int64)
-    left_out, patients = found.num_left_out, found.patients
-    return LabeledSet(pictures, classes, y, groups, found.splits, left_out, column, where, patients)
+    return LabeledSet(
+        pictures=pictures,
+        classes=classes,
+        y=np.array([numbers[label] for label in found.labels], np.int64),
+        groups=None if groups.names is None else np.unique(groups.names, return_inverse=True)[1],
+        splits=found.splits,
+        num_left_out=found.num_left_out,
+        label_column=column,
+        where=where,
+        patients=found.patients,
+        units=groups.units,
+    )
 
 
 def _from_shards(
     pictures: ShardPictures, column: str, classes: Collection[str] | None
-) -> tuple[ShardPictures, LabeledImages]:
-    """The samples that have a label, and what is known of them."""
+) -> tuple[list[int], LabeledImages]:
+    """The numbers of the samples that have a label, and what is known of them."""
     labels = [str(info.get(column) or "") for info in pictures.info]
     kept = [i for i, name in enumerate(labels) if name and (classes is None or name in classes)]
     if len({labels[i] for i in kept}) < 2:
@@ -124,18 +146,9 @@ def _from_shards(
             where=pictures.where,
             allowed=f"the labels of the dataset: {', '.join(columns) or '(none)'}",
         )
-    patients: list[str] | None = None
-    if any(pictures.patients):
-        patients = [pictures.patients[i] or f"(row {i})" for i in kept]
-    chosen = ShardPictures(
-        pictures.reader,
-        [pictures.names[i] for i in kept],
-        [pictures.places[i] for i in kept],
-        [pictures.hashes[i] for i in kept],
-    )
     splits = _splits([pictures.info[i].get(SPLIT) for i in kept], column, pictures.where)
     left_out = len(labels) - len(kept)
-    return chosen, LabeledImages([], [labels[i] for i in kept], splits, patients, left_out)
+    return kept, LabeledImages([], [labels[i] for i in kept], splits, None, left_out)
 
 
 def _splits(given: Sequence[object], column: str, where: str) -> list[str] | None:
@@ -162,12 +175,42 @@ def check_alike(first: LabeledSet, second: LabeledSet) -> None:
             allowed="the same names of classes in both sets",
             fix="choose some with --classes, or rename them in one of the files",
         )
-    digests = dict(zip(first.pictures.digests(), first.pictures.names, strict=True))
-    pairs = zip(second.pictures.digests(), second.pictures.names, strict=True)
-    shared = [(digests[digest], name) for digest, name in pairs if digest in digests]
+    shared = _find_shared(_content(first), _content(second))
     if shared:
         raise DataError(
             f"{len(shared)} pictures are in both sets, such as {shared[0][1]} ({shared[0][0]} there)",
             where=second.where,
             fix="judge on other pictures than those that are learned from",
         )
+
+
+def check_apart(data: LabeledSet) -> None:
+    """See that no picture is on both sides of the split that is given.
+
+    Raises:
+        DataError: some are.
+    """
+    if data.splits is None:
+        return
+    learned, tested = (
+        compress(_content(data), [split == part for split in data.splits]) for part in ("train", "test")
+    )
+    shared = _find_shared(learned, tested)
+    if shared:
+        raise DataError(
+            f"{len(shared)} pictures of the test part are in the training part too, such as {shared[0][1]} "
+            f"({shared[0][0]} there)",
+            where=data.where,
+            fix="leave them out of one of the two parts",
+        )
+
+
+def _content(data: LabeledSet) -> Iterator[tuple[str, str]]:
+    """Digest and name of each picture."""
+    return zip(data.pictures.digests(), data.pictures.names, strict=True)
+
+
+def _find_shared(known: Iterable[tuple[str, str]], asked: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Names among the known, and names, of those that are asked for and known."""
+    names = dict(known)
+    return [(names[digest], name) for digest, name in asked if digest in names]

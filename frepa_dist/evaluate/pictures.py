@@ -11,9 +11,9 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow.compute as pc
@@ -34,12 +34,14 @@ from shards.read.crops import apply_crop, center_crop
 from shards.read.kept import Place, exclusion_rows
 from shards.read.reader import Sample, ShardReader
 from shards.read.views import three_planes
+from shards.read.volume_rows import read_duplicates
 from shards.read.windows import to_bytes
 from shards.stores.store import is_remote
 from shards.support.errors import ConfigError, DataError
 from shards.support.progress import track
 
 T = TypeVar("T")
+_COLUMNS = ("key", "pixel_hash", "dtype", "labels", "patient", "volume")
 
 
 class Pictures(Protocol):
@@ -95,7 +97,11 @@ class FilePictures:
         return str(self.folder)
 
     def digests(self) -> list[str]:
-        """See `Pictures`: sha256 of the bytes."""
+        """See `Pictures`: sha256 of the bytes, as they were when first asked for."""
+        return self._digests
+
+    @cached_property
+    def _digests(self) -> list[str]:
         found = in_threads(partial(_digest_of_file, self.folder), self.names)
         return list(track(found, total=len(self.names), description="hash images"))
 
@@ -137,6 +143,19 @@ def in_threads(function: Callable[[Any], T], items: Sequence[Any]) -> Iterator[T
         yield from pool.map(function, items)
 
 
+class Repeat(NamedTuple):
+    """A sample with the same pixels as another.
+
+    Attributes:
+        original: key of that other sample.
+        patient, volume: of the one that repeats it, salted; None where they are not known.
+    """
+
+    original: str
+    patient: str | None
+    volume: str | None
+
+
 @dataclass(frozen=True)
 class ShardPictures:
     """Samples of a dataset; one thread at a time may read them.
@@ -148,6 +167,8 @@ class ShardPictures:
         hashes: of their pixels, with their type.
         info: labels of each, as the index holds them.
         patients: of each, salted; None where it is not known.
+        volumes: that each is a slice of, salted; None of a single image.
+        repeats: of the samples that are left out since they repeat others.
     """
 
     reader: ShardReader
@@ -156,6 +177,8 @@ class ShardPictures:
     hashes: list[str]
     info: list[dict[str, Any]] = field(default_factory=list)
     patients: list[str | None] = field(default_factory=list)
+    volumes: list[str | None] = field(default_factory=list)
+    repeats: list[Repeat] = field(default_factory=list)
 
     @property
     def where(self) -> str:
@@ -178,6 +201,15 @@ class ShardPictures:
     def hf_version(self) -> str:
         """See `Pictures`: the digests of the snapshot."""
         return json.dumps(self.reader.snapshot.hf_digests, sort_keys=True)
+
+    def take(self, numbers: Sequence[int]) -> ShardPictures:
+        """Some of the samples, to be read: what the dataset tells of them stays behind."""
+        return ShardPictures(
+            self.reader,
+            [self.names[number] for number in numbers],
+            [self.places[number] for number in numbers],
+            [self.hashes[number] for number in numbers],
+        )
 
     def _read(self, numbers: Sequence[int]) -> Iterator[Sample]:
         for sample in self.reader.read_many([self.places[number] for number in numbers]):
@@ -225,11 +257,16 @@ def open_shards(root: Path | str, modality: str | None = None) -> ShardPictures:
         )
     reader = ShardReader(root, snapshot)
     excluded = exclusion_rows(root, snapshot)
+    _, repeats = read_duplicates(root, snapshot)
     found = ShardPictures(reader, [], [], [])
     for number, shard in enumerate(snapshot.shards):
         if modality not in (None, shard.modality):
             continue
-        table = read_index(root, shard, ["key", "pixel_hash", "dtype", "labels", "patient"])
+        table = read_index(root, shard, [*_COLUMNS])
+        found.repeats.extend(
+            Repeat(original, table["patient"][row].as_py(), table["volume"][row].as_py())
+            for row, original in repeats[number].items()
+        )
         kept = np.delete(np.arange(table.num_rows), excluded.get(number, []))
         table = table.take(kept)
         found.names.extend(table["key"].to_pylist())
@@ -237,6 +274,7 @@ def open_shards(root: Path | str, modality: str | None = None) -> ShardPictures:
         found.hashes.extend(pc.binary_join_element_wise(table["pixel_hash"], table["dtype"], "-").to_pylist())
         found.info.extend(json.loads(text) for text in table["labels"].to_pylist())
         found.patients.extend(table["patient"].to_pylist())
+        found.volumes.extend(table["volume"].to_pylist())
     if not found.names:
         raise DataError("the dataset holds no samples", where=root)
     return found

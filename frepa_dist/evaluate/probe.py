@@ -3,7 +3,7 @@
 The papers' protocol is the logistic regression. Features are standardized by the training part; what a head
 chooses it chooses by cross-validation inside the training part; the test part is used once. Where patients
 are known, no patient is on two sides of any split, and the bootstrap draws patients, since two eyes of one
-are no two independent images.
+are no two independent images; so with the slices of a volume, and with images that are equal.
 
 Shapes: n images, D width, K classes.
 """
@@ -233,7 +233,7 @@ def probe_result(encoder: str, task: ProbeTask, parts: Parts, judged: Judged) ->
         inner_auroc=judged.inner_auroc,
         training=judged.training,
         num_parameters=judged.num_parameters,
-        resampled="images" if parts.test_groups is None else "patients",
+        resampled=test.units,
         measures=estimate(
             judged.scores,
             parts.test_y,

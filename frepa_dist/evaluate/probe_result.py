@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from frepa_dist.evaluate.grouping import Units
 from frepa_dist.evaluate.labeled_set import LabeledSet
 from frepa_dist.evaluate.leakage import NOT_CHECKED
 from frepa_dist.evaluate.scores import Bool, Float64, Int64, bootstrap_intervals, measures
@@ -38,7 +39,8 @@ class ImageScores(Settings):
     Attributes:
         names: files relative to the folder, or keys of samples.
         y: number of the class.
-        groups: number of the patient, None where patients are not known; no name of one is kept.
+        groups: number of what is drawn at once (`ProbeResult.resampled`), None where each image is; no name
+            of a patient is kept.
         scores: one for each class, higher is likelier.
     """
 
@@ -78,7 +80,7 @@ class ProbeResult(Settings):
         inner_auroc: mean AUROC of the cross-validation with it, None where nothing was chosen.
         training: settings of a head that is trained by steps.
         num_parameters: that the head, and an encoder which is trained too, learned; None: see `head`.
-        resampled: what the bootstrap draws, "images" or "patients".
+        resampled: what the bootstrap draws.
         measures: on the test part, all from the same resamples; of several classes, AUROC and AUPRC are the
             mean of one against the rest.
         num_resamples: of the bootstrap.
@@ -104,7 +106,7 @@ class ProbeResult(Settings):
     inner_auroc: float | None
     training: dict[str, Any] | None = None
     num_parameters: int | None = None
-    resampled: Literal["images", "patients"]
+    resampled: Units
     measures: dict[str, Estimate]
     num_resamples: int
     seed: int

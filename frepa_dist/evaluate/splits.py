@@ -37,12 +37,12 @@ def split_parts(labeled: Splittable, y: Int64, groups: Int64 | None, seed: int, 
     Args:
         labeled: with the split that is given, if one is.
         y: (n,) classes.
-        groups: (n,) patients, or None.
+        groups: (n,) patients, or what else may not be parted; None where images are independent.
         seed: of a split that is made.
         where: the set, for errors.
 
     Raises:
-        DataError: a class has too few images, or a patient is on both sides.
+        DataError: a class has too few images, or a group is on both sides.
     """
     if labeled.splits is not None:
         is_test = np.array([split == "test" for split in labeled.splits])
@@ -54,9 +54,10 @@ def split_parts(labeled: Splittable, y: Int64, groups: Int64 | None, seed: int, 
         is_test[folds[0][1]] = True
     if groups is not None and set(groups[is_test]) & set(groups[~is_test]):
         raise DataError(
-            "the split that is given has images of one patient on both sides",
+            "the split that is given has images of one patient or volume, or of two that share an image, on "
+            "both sides",
             where=where,
-            fix="split by patient",
+            fix="split by patient, or by volume",
         )
     train, test = (np.bincount(part, minlength=y.max() + 1) for part in (y[~is_test], y[is_test]))
     if train.min() < LEAST or test.min() < 1:

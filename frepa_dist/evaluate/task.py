@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from frepa_dist.evaluate.labeled_set import LabeledSet, check_alike, read_labeled_set
+from frepa_dist.evaluate.labeled_set import LabeledSet, check_alike, check_apart, read_labeled_set
 from frepa_dist.evaluate.scores import Bool, Int64
 from frepa_dist.evaluate.splits import split_parts
 from shards.support.errors import ConfigError
@@ -77,7 +77,7 @@ class Parts:
 
     @property
     def groups(self) -> Int64 | None:
-        """Patients of the training part."""
+        """Groups of the training part."""
         return None if self.train.groups is None else self.train.groups[self.is_train]
 
     @property
@@ -87,7 +87,7 @@ class Parts:
 
     @property
     def test_groups(self) -> Int64 | None:
-        """Patients of the test part."""
+        """Groups of the test part."""
         return None if self.test.groups is None else self.test.groups[self.is_test]
 
 
@@ -101,14 +101,19 @@ def read_parts(task: ProbeTask) -> Parts:
     if task.transfer is None:
         if task.transfer_labels is not None:
             raise ConfigError("labels without images", where="--transfer-labels", fix="name the --transfer")
-        is_test = split_parts(data, data.y, data.groups, task.seed, where=data.where)
+        is_test = _split(data, task.seed)
         return Parts(data, ~is_test, data, is_test, "made" if data.splits is None else "given")
     other = _read(task, task.transfer, task.transfer_labels)
     check_alike(data, other)
     is_train = np.ones(len(data.y), bool)
     if data.splits is not None:
-        is_train = ~split_parts(data, data.y, data.groups, task.seed, where=data.where)
+        is_train = ~_split(data, task.seed)
     return Parts(data, is_train, other, np.ones(len(other.y), bool), "transfer")
+
+
+def _split(data: LabeledSet, seed: int) -> Bool:
+    check_apart(data)
+    return split_parts(data, data.y, data.groups, seed, where=data.where)
 
 
 def _read(task: ProbeTask, images: str, labels: Path | None) -> LabeledSet:

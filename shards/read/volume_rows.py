@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def read_slice_rows(store: Store, snapshot: Snapshot, modality: str | None) -> p
         DataError: an index or the table of duplicates is missing or damaged.
         EnvironmentFault: the place cannot be reached.
     """
-    replaced, repeats = _read_duplicates(store, snapshot)
+    replaced, repeats = read_duplicates(store, snapshot)
     originals = pa.array(sorted({key for keys in repeats.values() for key in keys.values()}), pa.string())
     parts = [SLICES_SCHEMA.empty_table()]
     for number, info in enumerate(snapshot.shards):
@@ -130,11 +131,16 @@ def _codes(values: pa.DictionaryArray) -> Int:
     return codes
 
 
-def _read_duplicates(
-    store: Store, snapshot: Snapshot
+def read_duplicates(
+    place: Store | Path | str, snapshot: Snapshot
 ) -> tuple[defaultdict[int, list[int]], defaultdict[int, dict[int, str]]]:
-    """By shard: the rows that newer ones replaced; the rows that repeat pixels, with the original's key."""
-    table = read_table(store, snapshot, "duplicates")
+    """By shard: the rows that newer ones replaced; the rows that repeat pixels, with the original's key.
+
+    Raises:
+        DataError: the table of duplicates is missing or damaged.
+        EnvironmentFault: the place cannot be reached.
+    """
+    table = read_table(place, snapshot, "duplicates")
     table = table.filter(pc.is_valid(table["shard"]))
     numbers = {info.path: i for i, info in enumerate(snapshot.shards)}
     replaced: defaultdict[int, list[int]] = defaultdict(list)

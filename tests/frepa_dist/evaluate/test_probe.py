@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,19 @@ import pytest
 from sklearn import metrics
 
 from frepa_dist.evaluate.extract import Extraction, extract
+from frepa_dist.evaluate.grouping import group_samples
 from frepa_dist.evaluate.labeled_set import LabeledSet
-from frepa_dist.evaluate.pictures import FilePictures
+from frepa_dist.evaluate.pictures import FilePictures, Repeat, ShardPictures
 from frepa_dist.evaluate.probe import judge_features, run_probe
 from frepa_dist.evaluate.probe_result import ProbeResult
 from frepa_dist.evaluate.scores import macro_auroc
 from frepa_dist.evaluate.task import Parts, ProbeTask, read_parts
 from shards.builder.build import BuildConfig, build_dataset
+from shards.dataset import load_snapshot
+from shards.read.volumes import list_volumes
 from shards.support.errors import ConfigError, DataError
 from tests.frepa_dist.evaluate.drawn import draw_labeled
+from tools.volume_tasks import write_bead_volumes
 
 LEVELS = {"dark": 60, "light": 180}
 
@@ -137,6 +142,60 @@ def test_a_dataset_of_shards_gives_what_its_files_give(folder, tmp_path, small_e
         read_parts(ProbeTask(images=str(tmp_path / "shards"), label_column="grade"))
 
 
+@pytest.mark.parametrize("patients", ["none", "some", "all"])
+def test_slices_of_a_volume_are_on_one_side_and_drawn_together(tmp_path, patients):
+    labels = Path(write_bead_volumes(tmp_path / "source", 16))
+    header, *rows = (line.split(",") for line in labels.read_text().split())
+    kept = {"none": 0, "some": 8, "all": 16}[patients]
+    for number, row in enumerate(rows):
+        row[header.index("patient")] = f"p{number // 2}" if number < kept else ""
+    labels.write_text("\n".join(",".join(row) for row in [header, *rows]) + "\n")
+    config = BuildConfig(modality="mri", size=32, min_side=32, labels=str(labels), jobs=1)
+    build_dataset([tmp_path / "source"], tmp_path / "root", config)
+    volumes = list_volumes(tmp_path / "root", load_snapshot(tmp_path / "root"))
+    volume_of = {
+        place: volume.group
+        for volume in volumes
+        for place in zip(volume.shards.tolist(), volume.rows.tolist(), strict=True)
+    }
+    parts = read_parts(ProbeTask(images=str(tmp_path / "root")))
+    found = [volume_of[place] for place in parts.train.pictures.places]
+    pairs = set(zip(found, parts.train.groups.tolist(), strict=True))
+    assert len(pairs) == len(set(found)) == 16 - kept // 2
+    assert len(found) == 16 * 8
+    assert not set(parts.groups) & set(parts.test_groups)
+    expected = {"none": "volumes", "some": "patients and volumes", "all": "patients"}
+    assert parts.train.units == expected[patients]
+
+
+def test_samples_whose_repeat_names_a_patient_are_one_group():
+    repeats = [Repeat("a", "p", None), Repeat("b", None, "v")]
+    names, patients, volumes = list("abcde"), [None, None, "p", None, None], [None, None, None, "v", None]
+    pictures = ShardPictures(None, names, [], [], [], patients, volumes, repeats)
+    units, groups = group_samples(pictures, range(5))
+    assert units == "patients and volumes"
+    assert (groups[0] == groups[2], groups[1] == groups[3], len(set(groups))) == (True, True, 3)
+    assert group_samples(pictures, [0, 1, 4]) == ("images", None)
+
+
+def test_equal_files_are_on_one_side_of_a_split(folder, tmp_path):
+    rows = []
+    for tone in LEVELS:
+        for number in range(12):
+            shutil.copy(folder / f"{tone}{number % 6}.png", tmp_path / f"{tone}{number}.png")
+            rows.append([f"{tone}{number}.png", tone, "test" if number < 2 else "train"])
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(["filename,label", *(",".join(row[:2]) for row in rows)]))
+    made = ProbeTask(images=str(tmp_path), labels=table)
+    parts = read_parts(made)
+    digests = np.array(parts.train.pictures.digests())
+    assert not set(digests[parts.is_train]) & set(digests[parts.is_test])
+    assert (len(np.unique(parts.train.groups)), parts.train.units) == (12, "images")
+    table.write_text("\n".join(["filename,label,split", *map(",".join, rows)]))
+    with pytest.raises(DataError, match=r"4 pictures of the test part.*dark0\.png \(dark6\.png there"):
+        read_parts(made)
+
+
 def test_settings_of_a_head_that_has_none_are_refused(folder, small_encoder):
     with pytest.raises(ConfigError, match="not trained by steps"):
         run_probe(small_encoder, task(folder), train=["epochs=3"])
@@ -147,10 +206,10 @@ def test_settings_of_a_head_that_has_none_are_refused(folder, small_encoder):
 
 
 def test_an_unreadable_image_is_named(folder, tmp_path, small_encoder):
-    for name in ("a", "b"):
+    for name, tone in (("a", "dark"), ("b", "light")):
         (tmp_path / name).mkdir()
         for number in range(4):
-            (tmp_path / name / f"{number}.png").write_bytes((folder / "dark0.png").read_bytes())
+            shutil.copy(folder / f"{tone}{number}.png", tmp_path / name / f"{number}.png")
     (tmp_path / "b" / "3.png").write_bytes(b"nothing of the kind")
     with pytest.raises(DataError, match=r"b/3\.png"):
         run_probe(small_encoder, ProbeTask(images=str(tmp_path)))
