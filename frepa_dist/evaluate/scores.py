@@ -19,6 +19,9 @@ Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 Measure = Callable[[Float64, Int64], float]
 
+LEAST_WHOLE = 0.1
+"""Share of the draws of a bootstrap that have to hold every class, for those that do not to be made again."""
+
 
 def auroc(scores: Float64, positive: Bool) -> float:
     """Area under the ROC curve: the chance that a positive scores higher than a negative, ties count half.
@@ -109,7 +112,8 @@ def measures(num_classes: int, *, are_grades: bool = False) -> dict[str, Measure
 def resamples(units: Int64, y: Int64, num: int, seed: int) -> Iterator[Int64]:
     """Draw images with replacement, whole units (patients) at a time.
 
-    A draw that lacks a class, of which no AUROC can be taken, is made again.
+    Of a draw that lacks a class no AUROC can be taken: it is made again. Where so many classes are rare that
+    most draws would be (`LEAST_WHOLE`), each class that a draw lacks gets one of its units, at random.
 
     Args:
         units: (n,) which unit each image belongs to.
@@ -118,17 +122,28 @@ def resamples(units: Int64, y: Int64, num: int, seed: int) -> Iterator[Int64]:
         seed: of the draws.
 
     Yields:
-        Indices of images, as many as their units hold.
+        Indices of images, as many as their units hold; of rare classes a few more.
     """
     rng = sample_rng(seed, 0, 0, "bootstrap")
-    units = np.unique(units, return_inverse=True)[1]
-    members = [np.flatnonzero(units == unit) for unit in range(units.max() + 1)]
-    num_classes = len(np.unique(y))
+    members = members_of(units)
+    numbers = np.unique(units, return_inverse=True)[1]
+    holders = {k: np.unique(numbers[y == k]) for k in np.unique(y).tolist()}
+    lacking = [(1 - len(those) / len(members)) ** len(members) for those in holders.values()]
+    is_common = np.prod(1 - np.array(lacking)) >= LEAST_WHOLE  # as if classes came independently
     while num:
         drawn = np.concatenate([members[unit] for unit in rng.integers(len(members), size=len(members))])
-        if len(np.unique(y[drawn])) == num_classes:
-            num -= 1
-            yield drawn
+        missing = holders.keys() - set(np.unique(y[drawn]).tolist())
+        if missing and is_common:
+            continue
+        num -= 1
+        yield np.concatenate([drawn, *(members[rng.choice(holders[k])] for k in sorted(missing))])
+
+
+def members_of(units: Int64) -> list[Int64]:
+    """Indices of the images of each unit, ascending; the units (n,) in the order of their names."""
+    order = np.argsort(units, kind="stable")
+    starts = np.unique(units[order], return_index=True)[1]
+    return np.split(order, starts[1:])
 
 
 def bootstrap_intervals(

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from frepa_dist.evaluate.scores import Bool, Int64
+from frepa_dist.evaluate.scores import Bool, Int64, members_of
 from shards.read.draws import sample_rng
 from shards.support.errors import DataError
 
@@ -129,12 +129,10 @@ def draw_share(y: Int64, groups: Int64 | None, share: float, draw: int, seed: in
         return np.arange(len(y))
     num_classes = int(y.max()) + 1
     wanted = np.maximum(LEAST, np.round(share * np.bincount(y, minlength=num_classes)))
-    units = np.arange(len(y)) if groups is None else groups
-    names, units = np.unique(units, return_inverse=True)
-    members = [np.flatnonzero(units == unit) for unit in range(len(names))]
+    members = members_of(np.arange(len(y)) if groups is None else groups)
     images, patients = np.zeros(num_classes), np.zeros(num_classes)
     taken = []
-    for unit in sample_rng(seed, 0, draw, "share of the labels").permutation(len(names)):
+    for unit in sample_rng(seed, 0, draw, "share of the labels").permutation(len(members)):
         counts = np.bincount(y[members[unit]], minlength=num_classes)
         if np.any((counts > 0) & ((images < wanted) | (patients < LEAST))):
             taken.append(members[unit])

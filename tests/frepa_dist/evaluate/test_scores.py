@@ -15,9 +15,11 @@ from frepa_dist.evaluate.scores import (
     macro_auprc,
     macro_auroc,
     measures,
+    members_of,
     quadratic_kappa,
     resamples,
 )
+from shards.read.draws import sample_rng
 
 
 def draw(num=300, num_classes=4, seed=0):
@@ -99,3 +101,40 @@ def test_resamples_keep_units_whole():
         assert counts[0] == counts[1]
         assert counts[2] == counts[3] == counts[4]
         assert set(y[drawn]) == {0, 1}
+
+
+def drawn_again(units, y, num, seed):
+    """What `resamples` gives where classes are not rare, by the definition."""
+    rng = sample_rng(seed, 0, 0, "bootstrap")
+    members = [np.flatnonzero(units == unit) for unit in np.unique(units)]
+    while num:
+        drawn = np.concatenate([members[unit] for unit in rng.integers(len(members), size=len(members))])
+        if len(np.unique(y[drawn])) == len(np.unique(y)):
+            num -= 1
+            yield drawn
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_draws_are_those_of_the_definition(seed):
+    rng = np.random.default_rng(seed)
+    units, y = rng.integers(0, 40, 90), np.append(rng.integers(0, 3, 88), [3, 4])
+    for found, known in zip(resamples(units, y, 20, seed), drawn_again(units, y, 20, seed), strict=True):
+        np.testing.assert_array_equal(found, known)
+
+
+def test_many_rare_classes_are_drawn_at_once():
+    y = np.repeat(np.arange(40), [30] * 10 + [1] * 30)  # one draw in 900,000 holds them all
+    drawn = list(resamples(np.arange(len(y)), y, 50, 0))
+    counts = np.array([np.bincount(y[rows], minlength=40) for rows in drawn])
+    assert counts.min() == 1
+    assert counts[:, :10].mean() == pytest.approx(30, abs=1)
+    assert counts[:, 10:].mean() == pytest.approx(1 + np.exp(-1), abs=0.1)  # of max(1, Poisson)
+    ((low, high),) = bootstrap_intervals(np.eye(40)[y], y, None, 20, 0)
+    assert low == high == 1
+
+
+def test_members_of_many_units_are_found_at_once():
+    units = np.random.default_rng(0).permutation(np.repeat(np.arange(100_000), 2))
+    found = members_of(units)  # minutes, unit by unit
+    assert len(found) == 100_000
+    np.testing.assert_array_equal(found[777], np.flatnonzero(units == 777))
