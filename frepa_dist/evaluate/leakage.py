@@ -128,7 +128,7 @@ def search_run(
     """
     data = load_run_config(run).data
     names = {} if patients is None else {place: name for place, name in enumerate(patients) if name}
-    digest = _digest(data.snapshot, left_out(data.modality_weights), files, states, names)
+    digest = _digest(data.snapshot, left_out(data.modality_weights), files, images, states, names)
     path = run / FOLDER / f"{digest}.json"
     known = _read(path)
     if known is not None:
@@ -161,12 +161,15 @@ def _digest(
     snapshot: str | None,
     unwanted: Sequence[str],
     files: Sequence[Path],
+    images: Path,
     states: Sequence[Path],
     patients: Mapping[int, str],
 ) -> str:
-    """Names all that the answer depends on; a file by its path, size and time of change."""
+    """Names all that the answer depends on; a file by its path, size and time of change, and its name there."""
     facts = [
-        (str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path in files for stat in [path.stat()]
+        (str(path.resolve()), file_name(path, images), stat.st_size, stat.st_mtime_ns)
+        for path in files
+        for stat in [path.stat()]
     ]
     told = [
         snapshot,

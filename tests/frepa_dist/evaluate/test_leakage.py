@@ -18,6 +18,7 @@ from shards.audit.leakage import read_samples
 from shards.builder.build import BuildConfig, build_dataset
 from shards.dataset import load_snapshot
 from shards.stores.store import open_store
+from shards.support.errors import DataError
 from shards.support.settings import dump_yaml
 from tests.commands import frepa
 
@@ -87,6 +88,13 @@ def test_other_images_pass_and_are_searched_once(run_dir, labeled, tmp_path, mon
     Image.new("RGB", (90, 72)).save(files[0])  # another image under a known name
     with pytest.raises(pytest.fail.Exception):
         check_leakage(run_dir, files, images=tmp_path)
+
+
+def test_what_was_found_under_other_names_is_searched_again(run_dir, labeled):
+    files = files_of(labeled)
+    for images in (labeled / "a", labeled, labeled.parent):
+        with pytest.raises(DataError, match="1 of 8 files found"):
+            check_leakage(run_dir, files, images=images)
 
 
 def test_a_modality_that_a_run_leaves_out_is_none_of_its_pretraining_images(run_dir, labeled, tmp_path):
