@@ -26,13 +26,13 @@ from frepa_dist.evaluate.features import encoder_of_run
 from frepa_dist.evaluate.labelled import read_labeled
 from frepa_dist.evaluate.reconstruct import ReconstructionSettings, compare, list_previews, scale_images
 from frepa_dist.evaluate.scores import Bool, Int64, macro_auroc
-from frepa_dist.evaluate.splits import cross_validation, split_parts
+from frepa_dist.evaluate.splits import LEAST, cross_validation, split_parts
 from frepa_dist.evaluate.views import Grid, list_pixels
 from frepa_dist.methods.base import Preview
 from frepa_dist.models.response import InputChannelConfig, high_frequency_response
 from frepa_dist.runs import load_student
 from shards.read.draws import draw_key, sample_rng
-from shards.support.errors import DataError
+from shards.support.errors import ConfigError, DataError
 
 HF_SHARE = 0.25  # of the hidden patches: what counts as high-frequency tokens, by chance so many are found
 
@@ -59,7 +59,7 @@ def measure_labeled(
         labels: the file of labels, None for a folder per class.
         label_column: its column of labels.
         classes: the only classes to use.
-        num: most images, the same share of each class; None takes all.
+        num: about the most images, the same share of each class, but two of a rare one; None takes all.
         neighbors: votes of so many nearest neighbors by the cosine; None: logistic regression.
         seed: of the split where none is given, of the choice, and of the folds.
         device: where the encoder runs, None takes a GPU if there is one.
@@ -76,7 +76,7 @@ def measure_labeled(
     groups = None if labeled.patients is None else np.unique(labeled.patients, return_inverse=True)[1]
     kept = ~split_parts(labeled, y, groups, seed, where=labels or images)
     if num is not None:
-        kept &= _choose(y, kept, num, seed)
+        kept &= choose_images(y, kept, num, seed)
     x = extract_features(
         encoder_of_run(run_dir, step, device),
         [path for path, keep in zip(labeled.paths, kept, strict=True) if keep],
@@ -89,14 +89,22 @@ def measure_labeled(
     return {"auroc": auroc, "n": float(len(y))}
 
 
-def _choose(y: Int64, kept: Bool, num: int, seed: int) -> Bool:
-    """At most about `num` of the images that are kept, the same share of each class."""
+def choose_images(y: Int64, kept: Bool, num: int, seed: int) -> Bool:
+    """Choose about `num` of the images that are kept, the same share of each class.
+
+    Args:
+        y: (n,) classes.
+        kept: (n,) which images there are to choose from.
+        num: how many; of a class at least two are chosen where it has them, that folds can part them.
+        seed: of the choice.
+    """
     rng = sample_rng(seed, 0, 0, "images of a selection")
     chosen = np.zeros(len(y), bool)
     share = min(1.0, num / max(1, int(kept.sum())))
     for k in np.unique(y):
         members = np.flatnonzero(kept & (y == k))
-        chosen[rng.choice(members, round(share * len(members)), replace=False)] = True
+        wanted = min(len(members), max(LEAST, round(share * len(members))))
+        chosen[rng.choice(members, wanted, replace=False)] = True
     return chosen
 
 
@@ -113,9 +121,18 @@ def neighbor_auroc(
         seed: of the folds.
 
     Raises:
+        ConfigError: there are not so many neighbors.
         DataError: there are too few images of a class for two folds.
     """
     folds = cross_validation(y, groups, seed)
+    most = min(len(a) for a, _ in folds)
+    if neighbors > most:
+        raise ConfigError(
+            f"{neighbors} neighbors are to vote, and {most} images are learned from",
+            where="neighbors",
+            allowed=f"1 to {most}",
+            fix="ask fewer neighbors, or take more images",
+        )
     return float(np.mean([macro_auroc(fit_neighbors(x[a], y[a], neighbors)(x[b]), y[b]) for a, b in folds]))
 
 

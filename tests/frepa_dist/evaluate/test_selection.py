@@ -10,10 +10,16 @@ import torch
 import yaml
 from PIL import Image
 
-from frepa_dist.evaluate.selection import measure_detail, measure_labeled, neighbor_auroc, token_recall
+from frepa_dist.evaluate.selection import (
+    choose_images,
+    measure_detail,
+    measure_labeled,
+    neighbor_auroc,
+    token_recall,
+)
 from frepa_dist.methods.base import Preview
 from frepa_dist.runs import CONFIG
-from shards.support.errors import DataError
+from shards.support.errors import ConfigError, DataError
 
 STEP = 12
 
@@ -58,6 +64,20 @@ def test_neighbors_of_noise_know_nothing():
     assert neighbor_auroc(x + 4 * y[:, None], y, None, 10, 0) > 0.99
     with pytest.raises(DataError, match="too few"):
         neighbor_auroc(x[:2], np.array([0, 1]), None, 1, 0)
+
+
+def test_more_neighbors_than_images_are_refused():
+    x, y = np.eye(20), np.tile([0, 1], 10)
+    with pytest.raises(ConfigError, match=r"20 neighbors.*16 images.*allowed: 1 to 16"):
+        neighbor_auroc(x, y, None, 20, 0)
+
+
+def test_a_rare_class_keeps_two_images_of_the_chosen():
+    y = np.repeat([0, 1, 2, 3], [700, 10, 289, 1])
+    kept = np.ones(1000, bool)
+    chosen = choose_images(y, kept, 40, 0)
+    assert np.bincount(y[chosen]).tolist() == [28, 2, 12, 1]
+    assert choose_images(y, kept, 1000, 0).all()
 
 
 def with_setting(run, key, value):
