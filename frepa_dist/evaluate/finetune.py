@@ -164,12 +164,15 @@ def layer_scales(module: nn.Module, decay: float, where: str) -> dict[int, float
 def set_drop_path(module: nn.Module, rate: float) -> None:
     """Leave residual branches out at random in training, at a rate that rises from 0 to `rate` with depth.
 
-    It reaches timm's blocks, which are all that our networks are made of; others stay as they are.
+    It reaches timm's blocks, which are all that our networks are made of; others stay as they are, and so do
+    those of a decoder: it does not run, and is no depth of the encoder.
     """
     from timm.layers import DropPath
 
     blocks = []
-    for parent in module.modules():
+    for path, parent in module.named_modules():
+        if "decoder" in path:
+            continue
         names = [name for name, child in parent.named_children() if _is_drop_path(name, child, DropPath)]
         if names:
             blocks.append((parent, names))
