@@ -73,7 +73,7 @@ def label_volumes(volumes: Sequence[Volume], column: str, seed: int, where: obje
         where: the dataset, for errors.
 
     Raises:
-        ConfigError: no volume has such a label, or a split has an unknown name.
+        ConfigError: no volume has such a label, or a split has an unknown name or is not given of each.
         DataError: slices of a volume have different labels, there are too few volumes, or the split that is
             given parts a patient.
     """
@@ -97,7 +97,7 @@ def label_volumes(volumes: Sequence[Volume], column: str, seed: int, where: obje
     classes = sorted(set(labels))
     y = np.array([classes.index(label) for label in labels], np.int64)
     groups = np.unique([volume.group for volume in chosen], return_inverse=True)[1]
-    given = column != SPLIT and all(volume.split for volume in chosen)
+    given = column != SPLIT and any(volume.split or SPLIT in volume.varying for volume in chosen)
     is_test = _given_split(chosen, groups, where) if given else _made_split(y, groups, seed, classes, where)
     train, test = (np.bincount(part, minlength=len(classes)) for part in (y[~is_test], y[is_test]))
     if len(classes) < 2 or train.min() < 1 or test.min() < 1:
@@ -108,6 +108,15 @@ def label_volumes(volumes: Sequence[Volume], column: str, seed: int, where: obje
 
 
 def _given_split(volumes: Sequence[Volume], groups: Int64, where: object) -> Bool:
+    without = [volume.name for volume in volumes if not volume.split]
+    if without:
+        raise ConfigError(
+            f"{len(without)} of {len(volumes)} volumes are in no part of the split that is given, or in "
+            f"several, such as {without[0]}",
+            where=where,
+            allowed="a split of every volume, or of none to have one made",
+            fix="fill the column 'split', and build again",
+        )
     names = [str(volume.split).strip().lower() for volume in volumes]
     unknown = sorted(set(names) - set(SPLITS))
     if unknown:

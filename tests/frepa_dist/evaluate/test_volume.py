@@ -99,6 +99,16 @@ def test_a_split_that_is_given_is_kept():
             "unknown split 'x'.*allowed",
         ),
         (
+            [volume(0, label="a"), *(volume(n, label="ab"[n % 2], split="train") for n in range(1, 9))],
+            ConfigError,
+            "1 of 9 volumes are in no part of the split that is given.*such as v0",
+        ),
+        (
+            [volume(n, label="ab"[n % 2], varying=["split"]) for n in range(9)],
+            ConfigError,
+            "9 of 9 volumes are in no part of the split that is given, or in several",
+        ),
+        (
             [volume(n, 7, label="ab"[n // 4], split=s) for n, s in enumerate(["train", "test"] * 4)],
             DataError,
             "volumes of one patient, or volumes that share slices, on both sides",
