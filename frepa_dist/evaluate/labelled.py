@@ -59,7 +59,7 @@ def read_labeled(
         classes: the only classes to use, None for all.
 
     Raises:
-        ConfigError: a column is missing, or a split has an unknown name.
+        ConfigError: a column is missing, a split has an unknown name, or its folders lie beside others.
         DataError: there are fewer than two classes, or files are missing.
     """
     found = _from_folders(images) if labels is None else _from_csv(images, labels, label_column)
@@ -108,10 +108,20 @@ def _hint_at_labels(images: Path, labels: Path | None, given: list[str]) -> str:
 def _from_folders(images: Path) -> LabeledImages:
     paths = list_images(images)
     folders = [path.relative_to(images).parts[:-1] for path in paths]
-    is_split = all(parts and parts[0].lower() in SPLIT_NAMES for parts in folders)
+    first = {parts[0] for parts in folders if parts}  # of images beside the folders nothing can be learned
+    others = sorted(name for name in first if name.lower() not in SPLIT_NAMES)
+    is_split = len(others) < len(first)
+    if is_split and others:
+        raise ConfigError(
+            f"the folders {', '.join(sorted(first - set(others)))} are parts of a split, and beside them lies "
+            f"{', '.join(others[:3])}",
+            where=images,
+            allowed="folders train and test that hold the classes, or a folder per class",
+            fix="move the other folders away, or name classes and split in a CSV file",
+        )
     depth = 1 if is_split else 0
     labels = [parts[depth] if len(parts) > depth else "" for parts in folders]
-    splits = [SPLITS[parts[0].lower()] for parts in folders] if is_split else None
+    splits = [SPLITS[parts[0].lower()] if parts else "" for parts in folders] if is_split else None
     return LabeledImages(paths, labels, splits, None, 0)
 
 
@@ -175,4 +185,4 @@ def split_of(name: str, table: Path) -> str:
 
 def _patients(names: list[str]) -> list[str]:
     """Give an image without a patient one of its own."""
-    return [name or f"(row {number})" for number, name in enumerate(names)]
+    return [name.strip() or f"(row {number})" for number, name in enumerate(names)]

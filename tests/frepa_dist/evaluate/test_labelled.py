@@ -43,6 +43,22 @@ def test_split_folders(tmp_path):
         ("3.png", "b", "test"),
         ("4.png", "b", "train"),
     ]
+    touch(tmp_path, "preview.png")  # beside them, it is left out
+    again = read_labeled(tmp_path)
+    assert (sorted(again.labels), sorted(again.splits), again.num_left_out) == (
+        sorted(found.labels),
+        sorted(found.splits),
+        1,
+    )
+    touch(tmp_path, "masks/1.png")
+    with pytest.raises(ConfigError, match=r"Test, train, val are parts of a split.*lies masks.*CSV"):
+        read_labeled(tmp_path)
+
+
+def test_names_of_patients_are_what_is_left_without_spaces(tmp_path):
+    touch(tmp_path, "1.png", "2.png", "3.png")
+    path = table(tmp_path, "filename,label,patient\n1.png,a,p1\n2.png,b, p1 \n3.png,b,  \n")
+    assert read_labeled(tmp_path, path).patients == ["p1", "p1", "(row 2)"]
 
 
 def test_table_with_split_patients_other_columns_and_rows_without_label(tmp_path):
