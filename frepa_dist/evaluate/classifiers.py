@@ -93,14 +93,10 @@ def fit_classifier(
     if kind == "linear":
         return Fitted(fit_linear(x, y, training or LinearTraining(seed=seed), silent=silent), {})
     if kind == "knn":
-        k, auroc = choose_k(x, y, groups, seed, silent=silent)
-        return Fitted(fit_neighbors(x, y, k), {"k": k}, k in _edges(allowed_k(len(y))), auroc)
+        k, auroc, at_edge = choose_k(x, y, groups, seed, silent=silent)
+        return Fitted(fit_neighbors(x, y, k), {"k": k}, at_edge, auroc)
     c, auroc = choose_c(x, y, groups, seed, silent=silent)
-    return Fitted(fit(x, y, c).scores, {"C": c}, c in _edges(C_GRID), auroc)
-
-
-def _edges(grid: tuple[float, ...]) -> tuple[float, float]:
-    return grid[0], grid[-1]
+    return Fitted(fit(x, y, c).scores, {"C": c}, c in (C_GRID[0], C_GRID[-1]), auroc)
 
 
 class LinearProbe:
@@ -179,21 +175,22 @@ def fit_neighbors(x: Features, y: Int64, k: int) -> Scorer:
     return lambda asked: np.asarray(found.predict_proba(np.asarray(asked, np.float64)), np.float64)
 
 
-def allowed_k(num: int) -> tuple[float, ...]:
+def allowed_k(num: int) -> tuple[int, ...]:
     """Numbers of neighbors to try with so many training images: at most half of them vote."""
     return tuple(k for k in K_GRID if k <= max(1, num // 2))
 
 
 def choose_k(
     x: Features, y: Int64, groups: Int64 | None, seed: int, *, silent: bool = False
-) -> tuple[int, float]:
+) -> tuple[int, float, bool]:
     """Choose the number of neighbors of the highest mean AUROC over folds; the smaller of equals.
 
     Returns:
-        The number and its mean AUROC; arguments and errors as of `choose_c`.
+        The number, its mean AUROC, and whether it is the first or the last that the smallest fold allows;
+        arguments and errors as of `choose_c`.
     """
     folds = cross_validation(y, groups, seed)
-    grid = [int(k) for k in allowed_k(min(len(a) for a, _ in folds))]
+    grid = allowed_k(min(len(a) for a, _ in folds))
     means = []
     with Progress(len(grid), "choose k", unit="value", silent=silent) as progress:
         for k in grid:
@@ -201,7 +198,7 @@ def choose_k(
             means.append(float(np.mean(found)))
             progress.update()
     best = int(np.argmax(means))
-    return grid[best], means[best]
+    return grid[best], means[best], best in (0, len(grid) - 1)
 
 
 def fit_linear(x: Features, y: Int64, training: LinearTraining, *, silent: bool = False) -> Scorer:

@@ -74,12 +74,21 @@ def test_neighbors_do_not_overflow_and_are_as_many_as_help():
     x, y = blobs(60, distance=0.7)
     scores = fit_neighbors(1e6 * x, y, 5)(-1e6 * x)
     assert np.isfinite(scores).all()
-    k, inner = choose_k(x, y, None, 0)
+    k, inner, _ = choose_k(x, y, None, 0)
     assert k >= 5  # single neighbors are noise where classes overlap
     assert 0.5 < inner < 1
     assert allowed_k(20) == (1, 2, 5, 10)
     with pytest.raises(DataError, match="too few"):
         choose_k(x[:61], y[:61], None, 0)
+
+
+def test_an_edge_is_one_of_what_was_tried():
+    """A hundred images would allow 50 neighbors, folds of 80 only 20."""
+    x, y = blobs(50, width=4, distance=1.0)
+    fitted = fit_classifier("knn", x, y, None, 0, silent=True)
+    assert (fitted.chosen, fitted.at_edge) == ({"k": 20}, True)
+    x, y = blobs(50, distance=0.7)
+    assert choose_k(x, y, None, 1, silent=True)[::2] == (10, False)
 
 
 def test_the_linear_layer_finds_what_logistic_regression_finds():
