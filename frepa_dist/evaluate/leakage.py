@@ -165,7 +165,7 @@ def _digest(
     states: Sequence[Path],
     patients: Mapping[int, str],
 ) -> str:
-    """Names all that the answer depends on; a file by its path, size and time of change, and its name there."""
+    """Names all that the answer depends on; a file by path, name, size and time of change."""
     facts = [
         (str(path.resolve()), file_name(path, images), stat.st_size, stat.st_mtime_ns)
         for path in files
