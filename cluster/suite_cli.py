@@ -22,7 +22,7 @@ def evaluate_suite(config: str, overrides: tuple[str, ...], only: tuple[str, ...
     not 0.
     """
     from frepa_dist.evaluate.suite.config import read_suite
-    from frepa_dist.evaluate.suite.page import REPORT, write_report
+    from frepa_dist.evaluate.suite.page import REPORT, failure_rows, write_report
     from frepa_dist.evaluate.suite.run import run_suite
     from frepa_dist.evaluate.suite.summary import summarize
     from frepa_dist.evaluate.suite.tables import write_tables
@@ -34,7 +34,7 @@ def evaluate_suite(config: str, overrides: tuple[str, ...], only: tuple[str, ...
     write_report(suite, results, summary)
     known = len(results.cells) - results.num_computed
     click.echo(f"{results.num_computed} results computed, {known} known, {len(results.failures)} failed")
-    for place, failure in results.failures.items():
-        click.echo(f"failed  {place.task}, {place.encoder}, seed {place.seed}: {failure.words}", err=True)
+    for places, why in failure_rows(results):
+        click.echo(f"failed  {places}: {why}", err=True)
     click.echo(f"report  {suite.output / REPORT}")
     sys.exit(results.exit_code)

@@ -25,6 +25,7 @@ from frepa_dist.evaluate.features import load_encoder
 from frepa_dist.evaluate.image_measures import (
     ImageResult,
     draw_counts,
+    name_test,
     shown_places,
     summarize,
 )
@@ -197,7 +198,8 @@ def run_detect(
     measures = summarize(rows, num_resamples, training.seed, groups)
     if gallery is not None:
         for word, place in shown_places(measures["by_image"]["froc"], chosen):
-            gallery.append(_draw(heat_of, tests[place], training, f"{word}{rows[place]['froc']:.2f} found"))
+            words = name_test(place), f"{word}{rows[place]['froc']:.2f} found"
+            gallery.append(_draw(heat_of, tests[place], training, words))
     recalls = froc_recalls(found)
     spread = _resample(found, draw_counts(len(found), groups, num_resamples, training.seed))
     ends = np.nanpercentile(spread, [2.5, 97.5], axis=0)
@@ -293,11 +295,11 @@ def _heat_of_file(
 
 
 def _draw(
-    heat_of: Callable[[Pixels], Heat], pair: MaskedImage, training: DenseTraining, words: str
+    heat_of: Callable[[Pixels], Heat], pair: MaskedImage, training: DenseTraining, words: tuple[str, str]
 ) -> list[tuple[Pixels, str]]:
     image, (truth, where) = load_image(pair.image, None), load_truth(pair)
     drawn = overlay_heat(image, _heat_of_file(heat_of, pair, training, truth.shape), truth & where)
-    return [(to_picture(image), pair.image.name), (fit_picture(drawn), words)]
+    return [(to_picture(image), words[0]), (fit_picture(drawn), words[1])]
 
 
 def _resample(found: Sequence[Candidates], counts: Int64) -> Float64:

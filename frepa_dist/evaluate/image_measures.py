@@ -120,6 +120,11 @@ def shown_places(values: Sequence[float | None], chosen: Sequence[int] | None) -
     return [(f"{word}: ", place) for word, place in worst_middle_best(values)]
 
 
+def name_test(place: int) -> str:
+    """What a page calls a test image, by its place in `ImageResult.names`: file names may name patients."""
+    return f"test image {place + 1}"
+
+
 def worst_middle_best(values: Sequence[float | None]) -> list[tuple[str, int]]:
     """Places of the best, the median and the worst image by a measure that is better the higher it is.
 

@@ -165,7 +165,16 @@ def _check_parts(files: Sequence[Path], tests: Sequence[bool], where: Path) -> N
 
 def _test_rows(rows: Sequence[dict[str, str]], is_split: bool, table: Path, seed: int) -> list[bool]:
     if is_split:
-        return [split_of(row[SPLIT], table) == "test" for row in rows]
+        tests = [split_of(row[SPLIT], table) == "test" for row in rows]
+        known = {(row.get(PATIENT, "").strip(), is_test) for row, is_test in zip(rows, tests, strict=True)}
+        cut = {name for name, is_test in known if name and (name, not is_test) in known}
+        if cut:
+            raise DataError(
+                f"images of one patient on both sides of the split: {len(cut)} patients",
+                where=table,
+                fix="put all images of a patient into one part, or leave the split to us (no such column)",
+            )
+        return tests
     names = [row.get(PATIENT, "").strip() or f"(row {number})" for number, row in enumerate(rows)]
     patients = sorted(set(names))
     order = sample_rng(seed, 0, 0, "split of masks").permutation(len(patients))

@@ -22,6 +22,11 @@ MOST_IN_LEGEND = 14  # lines below each other
 Records = Sequence[Mapping[str, Any]]
 
 
+def _plain(name: str) -> str:
+    """A name that somebody chose, in which matplotlib shall find no formula."""
+    return name.replace("$", r"\$")
+
+
 def _style(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color=COLORS[-1], alpha=0.3, linewidth=0.7)
@@ -113,7 +118,9 @@ def lines_figure(
     for line, color in zip(lines, COLORS * math.ceil(len(lines) / len(COLORS)), strict=False):
         shade = line.color or color
         marker = "o" if len(line.x) < 30 else ""
-        axes.plot(line.x, line.y, color=shade, label=line.label, linewidth=1.6, marker=marker, markersize=3)
+        axes.plot(
+            line.x, line.y, color=shade, label=_plain(line.label), linewidth=1.6, marker=marker, markersize=3
+        )
         if line.low is not None and line.high is not None:
             axes.fill_between(line.x, line.low, line.high, color=shade, alpha=0.2, linewidth=0)
     if is_log:
@@ -194,7 +201,7 @@ def intervals_figure(
         axes.axvline(reference, color=COLORS[-1], linewidth=1, linestyle="--")
     axes.set_xlim(low, high)
     axes.set_ylim(len(labels) - 0.4, -0.6)
-    axes.set_yticks(places, labels)
+    axes.set_yticks(places, [_plain(label) for label in labels])
     axes.set_xlabel(xlabel, fontsize=9)
     _style(axes)
     axes.tick_params(axis="y", labelsize=9, length=0)
@@ -233,7 +240,7 @@ def forest_figure(
         axes.axvline(reference, color=COLORS[-1], linewidth=1, linestyle="--")
     axes.margins(x=0.08)
     axes.set_ylim(len(labels) - 0.4, -0.6)
-    axes.set_yticks(range(len(labels)), labels)
+    axes.set_yticks(range(len(labels)), [_plain(label) for label in labels])
     axes.set_xlabel(xlabel, fontsize=9)
     _style(axes)
     axes.tick_params(axis="y", labelsize=9, length=0)
@@ -287,8 +294,8 @@ def share_figure(
         shares, means, spreads = zip(*points, strict=True)
         errors = [spread or 0.0 for spread in spreads]
         axes.errorbar(
-            shares, means, yerr=errors, color=color, label=name, marker="o", markersize=4, linewidth=1.6,
-            capsize=2,
+            shares, means, yerr=errors, color=color, label=_plain(name), marker="o", markersize=4,
+            linewidth=1.6, capsize=2,
         )  # fmt: skip
     axes.set_xscale("log")
     ticks = sorted({share for points in lines.values() for share, _, _ in points})

@@ -36,6 +36,7 @@ from frepa_dist.evaluate.heads import seeded
 from frepa_dist.evaluate.image_measures import (
     ImageResult,
     mean_over_images,
+    name_test,
     shown_places,
     summarize,
     values_by_image,
@@ -157,7 +158,7 @@ def run_restore(
                 [
                     (to_picture(seen), f"degraded: {_words(baseline[place])}"),
                     (to_picture(restore_image(loaded, head, seen)), f"{word}{_words(rows[place])}"),
-                    (to_picture(clean), f"clean: {to_test[place].name}"),
+                    (to_picture(clean), f"clean: {name_test(place)}"),
                 ]
             )
     return RestoreResult(

@@ -35,6 +35,7 @@ from frepa_dist.evaluate.heads import seeded
 from frepa_dist.evaluate.image_measures import (
     ImageResult,
     mean_over_images,
+    name_test,
     shown_places,
     summarize,
 )
@@ -148,7 +149,7 @@ def run_segment(
     if gallery is not None:
         for word, place in shown_places(measures["by_image"]["dice"], chosen):
             words = f"{word}Dice {rows[place]['dice']:.3f}"
-            gallery.append(draw_masks(loaded, head, tests[place], training, words))
+            gallery.append(draw_masks(loaded, head, tests[place], training, (name_test(place), words)))
     return SegmentResult(
         encoder=loaded.name,
         images=str(images),
@@ -176,13 +177,13 @@ def score_image(
 
 
 def draw_masks(
-    encoder: Encoder, head: DenseHead, pair: MaskedImage, training: DenseTraining, words: str
+    encoder: Encoder, head: DenseHead, pair: MaskedImage, training: DenseTraining, words: tuple[str, str]
 ) -> list[tuple[Pixels, str]]:
-    """An image, and what was found, missed and falsely found in it."""
+    """An image, and what was found, missed and falsely found in it, with words for each."""
     image, (truth, where) = load_image(pair.image, None), load_truth(pair)
     found = score_image(encoder, head, pair, training, truth.shape) >= THRESHOLD
     drawn = fit_picture(overlay_masks(image, truth, found, where))
-    return [(to_picture(image), pair.image.name), (drawn, words)]
+    return [(to_picture(image), words[0]), (drawn, words[1])]
 
 
 def train_decoder(encoder: Encoder, pairs: Sequence[MaskedImage], training: DenseTraining) -> DenseHead:

@@ -50,7 +50,7 @@ nav ol { display: flex; flex-wrap: wrap; gap: .2rem 1.3rem; margin: 0; padding: 
 table { border-collapse: collapse; font-size: .92rem; }
 th, td { text-align: left; vertical-align: top; padding: .38rem 1.1rem .38rem 0;
   border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; white-space: nowrap; }
+th { color: var(--soft); font-weight: 600; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 figure { margin: 1.2rem 0; }
 figure img, figure svg { display: block; max-width: 100%; height: auto; }
@@ -65,7 +65,7 @@ figcaption { color: var(--soft); font-size: .9rem; margin-top: .4rem; max-width:
 @media (max-width: 42rem) { .gallery.fixed { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
 pre { background: var(--panel); border-radius: .4rem; padding: .8rem 1rem; overflow: auto;
   max-height: 32rem; font-size: .85rem; line-height: 1.45; }
-@media print { pre { max-height: none; } }
+@media print { pre { max-height: none; } .scroll { overflow: visible; } table { font-size: .72rem; } }
 """
 
 

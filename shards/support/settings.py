@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -189,20 +189,39 @@ def validate(model: type[S], data: Mapping[str, Any], *, where: object) -> S:
             if item["type"] == "extra_forbidden":
                 problems.append(f"unknown key '{key}'{_known_keys(model, item['loc'])}")
             else:
-                given = "" if item["type"] == "missing" else f" (given: {item['input']!r})"
+                # of a rule about several keys, what was given is all of them
+                is_whole = isinstance(item["input"], Mapping) or item["type"] == "missing"
+                given = "" if is_whole else f" (given: {item['input']!r})"
                 problems.append(f"'{key}': {item['msg']}{given}")
         raise ConfigError("; ".join(problems), where=where, fix="correct the keys named") from error
 
 
 def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
-    """Name the keys allowed beside an unknown one; empty where the place cannot be followed (a union)."""
+    """Name the keys allowed beside an unknown one; empty where the place cannot be followed."""
     node: Any = model
     for part in loc[:-1]:
-        field = node.model_fields.get(str(part)) if hasattr(node, "model_fields") else None
-        node = field.annotation if field is not None else None
+        if hasattr(node, "model_fields"):
+            field = node.model_fields.get(str(part))
+            node = field.annotation if field is not None else None
+        else:
+            node = _inside(node, part)
     if hasattr(node, "model_fields"):
         return f" (allowed here: {', '.join(node.model_fields)})"
     return ""
+
+
+def _inside(annotation: Any, part: int | str) -> Any:
+    """What stands at a place of a sequence (a number), or is called so in a union told apart by a key."""
+    arguments = get_args(annotation)
+    if isinstance(part, int):
+        return arguments[0] if arguments else None
+    for inner in arguments:
+        fields = getattr(inner, "model_fields", {})
+        if any(part in get_args(field.annotation) for field in fields.values()):
+            return inner
+        if get_args(inner) and (found := _inside(inner, part)) is not None:
+            return found
+    return None
 
 
 def load_settings(model: type[S], name: str | Path, overrides: Sequence[str] = ()) -> S:

@@ -42,13 +42,17 @@ HAS_SEED = {"segment": "training", "detect": "training", "restore": "training"} 
 """Where the seed of a task stands, if not in the task itself."""
 
 
+def _in_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
 class EncoderEntry(Settings):
     """One way to pretrain, by the encoders that it gave.
 
     Attributes:
         name: in tables and figures.
-        sources: one for each seed of the pretraining, in the same order for all encoders; what may stand
-            here says `features.SOURCES`.
+        sources: one for each seed of the pretraining, in the same order for all encoders; a single one may
+            stand alone. What may stand here says `features.SOURCES`.
         baseline: differences are against this one; without any, against the first.
         family: encoders of one family that differ in the number of images make a curve.
         pretraining_images: how many there were; None takes them from the dataset of a run.
@@ -61,6 +65,8 @@ class EncoderEntry(Settings):
     family: str | None = None
     pretraining_images: int | None = Field(default=None, ge=1)
     pretrained_on: tuple[str, ...] | None = None
+
+    _one_is_enough = field_validator("sources", "pretrained_on", mode="before")(_in_tuple)
 
 
 class TaskEntry(Settings):
@@ -76,10 +82,7 @@ class TaskEntry(Settings):
     modality: str | None = None
     published: tuple[str, ...] = ()
 
-    @field_validator("published", mode="before")
-    @classmethod
-    def _one_is_enough(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+    _one_is_enough = field_validator("published", mode="before")(_in_tuple)
 
 
 class ProbeEntry(ProbeTask, TaskEntry):

@@ -135,12 +135,15 @@ def _corrected(contrasts: Sequence[Contrast]) -> list[Contrast]:
     ]
 
 
-def find_best(main: str, found: Mapping[str, Seeds], config: SuiteConfig) -> str | None:
+def find_best(main: str, found: Mapping[str, Seeds], config: SuiteConfig) -> tuple[str, bool] | None:
     """The encoder whose main measure is better than that of each other one, as far as that can be told.
 
     Each difference has to hold over test images after a correction for all pairs of encoders (Bonferroni: the
     best was chosen by the same figures), and, where there are several seeds of both, over seeds by the
     interval of Student's t.
+
+    Returns:
+        The encoder, and whether each difference was judged over seeds too; None where none is the best.
     """
     if len(found) < 2:
         return None
@@ -154,6 +157,7 @@ def find_best(main: str, found: Mapping[str, Seeds], config: SuiteConfig) -> str
     }
     best = max(means, key=means.__getitem__)
     num_pairs = len(found) * (len(found) - 1) // 2
+    is_over_seeds = True
     for other in found:
         if other == best:
             continue
@@ -161,6 +165,8 @@ def find_best(main: str, found: Mapping[str, Seeds], config: SuiteConfig) -> str
         if tested is None or tested.p * num_pairs >= LEVEL or sign * tested.value <= 0:
             return None
         spread = spread_over_seeds([sign * gap for gap in by_seed])
-        if spread is not None and spread.low <= 0:
+        if spread is None:
+            is_over_seeds = False
+        elif spread.low <= 0:
             return None
-    return best
+    return best, is_over_seeds

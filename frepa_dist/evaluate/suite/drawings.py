@@ -35,7 +35,8 @@ def _tell_probe(page: Page, found: Mapping[str, Sequence[ProbeResult]]) -> None:
     classes = zip(first.classes, first.num_train, first.num_test, strict=True)
     told = ", ".join(f"{name} {num_train} + {num_test}" for name, num_train, num_test in classes)
     judged = f"judged on {first.transfer.images}" if first.transfer else f"split {first.split}"
-    page.text(f"Images to learn from + to test on: {told}; {judged}.")
+    left_out = f" {first.num_left_out} rows without a label, or of other classes, were left out."
+    page.text(f"Images to learn from + to test on: {told}; {judged}.{left_out if first.num_left_out else ''}")
 
 
 def _tell_tokens(page: Page, found: Mapping[str, Sequence[TokenResult]]) -> None:
@@ -84,9 +85,20 @@ def _draw_detect(page: Page, found: Mapping[str, Sequence[DetectResult]]) -> Non
     page.figure(figure, f"{first.num_lesions} lesions in {len(first.names)} test images; mean over seeds.")
 
 
+def found_nothing(result: SegmentResult) -> bool:
+    """Whether no pixel of any mask was found."""
+    return result.mean.get("sensitivity") == 0
+
+
 def _draw_segment(page: Page, found: Mapping[str, Sequence[SegmentResult]]) -> None:
     first = next(iter(found.values()))[0]
     page.text(f"{first.num_train} images to learn from, {len(first.names)} test images.")
+    blind = [name for name, some in found.items() if any(found_nothing(result) for result in some)]
+    if blind:
+        page.note(
+            f"The decoder on {', '.join(blind)} found nothing in any test image (of a seed): its training "
+            "was too short, or failed. That is no finding about the encoder."
+        )
     if first.observer:
         told = _named(first.observer)
         page.text(f"A second observer, on the same images: {told}.")

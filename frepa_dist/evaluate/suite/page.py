@@ -17,7 +17,7 @@ from shards.support.page import Page
 from shards.support.settings import dump_yaml
 
 REPORT = "report.html"
-BEST = "\N{BLACK STAR}"
+BEST, BEST_OF_ONE = "\N{BLACK STAR}", "\N{WHITE STAR}"
 ABOUT_INTERVALS = (
     "Intervals and p values are about other test images of the same kind, with exactly these trained "
     "weights: patients, or images where patients are not known, are drawn anew or swapped between two "
@@ -62,6 +62,8 @@ def add_notes(page: Page, config: SuiteConfig, results: Results) -> None:
             f"One seed of {', '.join(single)}: nothing is known of the spread of its training. A difference "
             "may be that of two seeds."
         )
+    for first, second in dict.fromkeys(results.alike):
+        page.note(f"A source of {second} has the weights of one of {first}: they are the same encoder.")
     if any(getattr(task, "smoke_test", False) for task in config.tasks):
         page.note(
             "Some labels are not medical: those tasks show that everything runs, and compare no methods."
@@ -81,18 +83,24 @@ def add_summary(page: Page, config: SuiteConfig, results: Results, summary: Summ
         [task.name, task.measure, *(_summary_cell(name, task, results, num) for name, num in encoders)]
         for task in summary.tasks
     ]
-    page.table(["task", "measure", *headers], rows)
+    if len(rows) < len(headers):  # as long as it has to be, rather than wide
+        titles = [f"{task.name}, {task.measure}" for task in summary.tasks]
+        columns = [row[2:] for row in rows]
+        page.table(["encoder", *titles], list(zip(headers, *columns, strict=True)))
+    else:
+        page.table(["task", "measure", *headers], rows)
     page.text(
         f"Mean \N{PLUS-MINUS SIGN} standard deviation over seeds of pretraining. {BEST}: better than every "
-        f"other encoder of the task, over test images (p < {LEVEL:g} after correction for all pairs) and, "
-        "where both have several seeds, over seeds; without it, no encoder is the best for sure. (unseen): "
-        "the encoder was pretrained on no image of the task's modality."
+        f"other encoder with a result in the task, over test images (p < {LEVEL:g} after correction for all "
+        f"pairs of encoders, not for the number of tasks) and over seeds. {BEST_OF_ONE}: the same, but over "
+        "test images alone: of these weights, and not of another seed. Without either, no encoder is the "
+        "best for sure. (unseen): the encoder was pretrained on no image of the task's modality."
     )
     if results.failures:
-        page.table(["could not be had", "why"], _failure_rows(results))
+        page.table(["could not be had", "why"], failure_rows(results))
 
 
-def _failure_rows(results: Results) -> list[tuple[str, str]]:
+def failure_rows(results: Results) -> list[tuple[str, str]]:
     """What failed, put together where the reason is the same."""
     rows = []
     for words in dict.fromkeys(failure.words for failure in results.failures.values()):
@@ -110,7 +118,7 @@ def _summary_cell(encoder: str, task: TaskSummary, results: Results, num_sources
     row = task.main_row(encoder)
     words = [] if row is None else [with_spread(row.mean, row.deviation)]
     if row is not None and task.best == encoder:
-        words.insert(0, BEST)
+        words.insert(0, BEST if task.is_best_over_seeds else BEST_OF_ONE)
     if row is not None and row.is_unseen:
         words.append("(unseen)")
     if failed:

@@ -21,15 +21,17 @@ from frepa_dist.evaluate.suite.readings import READERS, Reading
 from frepa_dist.evaluate.suite.sources import Pretraining, Weights, find_pretraining, read_weights
 from frepa_dist.evaluate.suite.store import (
     WITH_PICTURES,
+    WITHOUT_LEAKAGE,
     Cell,
     cell_digest,
     cell_path,
     data_digest,
+    is_run,
     pack_pictures,
     read_cell,
     write_cell,
 )
-from shards.support.errors import EnvironmentFault, FrepaError
+from shards.support.errors import ConfigError, EnvironmentFault, FrepaError
 
 Say = Callable[[str], None]
 T = TypeVar("T")
@@ -65,6 +67,7 @@ class Results:
         cells, readings: what there is.
         failures: what could not be had; a place in neither was not asked for.
         pretraining: of each encoder.
+        alike: names of encoders that have the same weights.
         num_computed: how many cells were not known before.
     """
 
@@ -72,6 +75,7 @@ class Results:
     readings: dict[Place, Reading] = field(default_factory=dict)
     failures: dict[Place, Failure] = field(default_factory=dict)
     pretraining: dict[str, Pretraining] = field(default_factory=dict)
+    alike: list[tuple[str, str]] = field(default_factory=list)
     num_computed: int = 0
 
     @property
@@ -92,7 +96,7 @@ def run_suite(config: SuiteConfig, *, only: Sequence[str] = (), say: Say = lambd
     Args:
         config: what to do.
         only: names of the tasks to compute; of the others what is known is taken.
-        say: is told a line for each result.
+        say: is told a line for each result; the reason of a failure the first time.
 
     Raises:
         ConfigError: there is no such task.
@@ -102,14 +106,33 @@ def run_suite(config: SuiteConfig, *, only: Sequence[str] = (), say: Say = lambd
     wanted = choose_tasks(config, only)
     results = Results(pretraining={entry.name: find_pretraining(entry) for entry in config.encoders})
     images = {task.name: _attempt(partial(data_digest, task)) for task in config.tasks}
+    num = len(config.tasks) * sum(len(entry.sources) for entry in config.encoders)
+    number, owners = 0, dict[str, str]()  # by digest of weights the first encoder that has them
     for entry in config.encoders:
+        own: dict[str, str] = {}
         for seed, source in enumerate(entry.sources):
             weights = _attempt(partial(read_weights, source, config.device))
+            if isinstance(weights, Weights):
+                if (first := own.setdefault(weights.digest, source)) is not source:
+                    weights = _twin(source, first)
+                elif (other := owners.setdefault(weights.digest, entry.name)) != entry.name:
+                    results.alike.append((other, entry.name))
             for task in config.tasks:
                 place = Place(task.name, entry.name, seed)
                 told = _find(config, task, place, source, weights, images, results, task.name in wanted)
-                say(f"{task.name}, {entry.name}, {source}: {told}")
+                number += 1
+                say(f"[{number}/{num}] {task.name}, {entry.name}, {source}: {told}")
     return results
+
+
+def _twin(source: str, first: str) -> Failure:
+    """A source that would count as another seed, and is none."""
+    error = ConfigError(
+        f"it has the same weights as {first}, so it tells nothing of another seed",
+        where=source,
+        fix="name a training with another seed, or leave it out",
+    )
+    return Failure(str(error), error.exit_code)
 
 
 def _find(
@@ -126,38 +149,53 @@ def _find(
     digest = images[task.name]
     broken = next((found for found in (weights, digest) if isinstance(found, Failure)), None)
     if broken is not None:
-        if is_wanted:
-            results.failures[place] = broken
-        return f"failed: {broken.words}"
+        return _fail(place, broken, results) if is_wanted else "not run"
     assert isinstance(weights, Weights)
     assert isinstance(digest, str)
-    key = cell_digest(
-        task,
-        digest,
-        weights.digest,
-        source,
-        allow_leakage=config.allow_leakage,
-        states=config.states,
-        num_pictures=config.num_pictures if task.kind in WITH_PICTURES else 0,
-    )
-    cell = read_cell(config.output, key)
+    # what was had without leave to leak stands with it too
+    may_leak = config.allow_leakage and task.kind not in WITHOUT_LEAKAGE and is_run(source)
+    keys = [
+        cell_digest(
+            task,
+            digest,
+            weights.digest,
+            source,
+            may_leak=leave,
+            states=() if task.kind in WITHOUT_LEAKAGE else config.states,
+            num_pictures=config.num_pictures if task.kind in WITH_PICTURES else 0,
+        )
+        for leave in ([False, True] if may_leak else [False])
+    ]
+    cell = next((cell for key in keys if (cell := read_cell(config.output, key)) is not None), None)
     if cell is None and not is_wanted:
         return "not run"
     if cell is None:
-        path = cell_path(config.output, place.task, f"{place.encoder}-{place.seed}", key)
+        path = cell_path(config.output, place.task, f"{place.encoder}-{place.seed}", keys[-1])
         made = _attempt(partial(_compute, config, task, source, weights, path))
         if isinstance(made, Failure):
-            results.failures[place] = made
-            return f"failed: {made.words}"
+            return _fail(place, made, results)
         cell = made
         results.num_computed += 1
         words = f", {cell.seconds:.0f} s"
     else:
         words = ", known"
-    result_class, read = READERS[cell.kind]
-    reading = read(result_class.model_validate(cell.result))
+    reading = _attempt(partial(_read, cell))
+    if isinstance(reading, Failure):
+        return _fail(place, reading, results)
     results.cells[place], results.readings[place] = cell, reading
     return f"{reading.main} {reading.measures[reading.main].value:.3f}{words}"
+
+
+def _fail(place: Place, failure: Failure, results: Results) -> str:
+    """Keep a failure; returns what to say of it, the reason once."""
+    is_known = failure in results.failures.values()
+    results.failures[place] = failure
+    return "failed for a reason that was told" if is_known else f"failed: {failure.words}"
+
+
+def _read(cell: Cell) -> Reading:
+    result_class, read = READERS[cell.kind]
+    return read(result_class.model_validate(cell.result))
 
 
 def _compute(config: SuiteConfig, task: Entry, source: str, weights: Weights, path: Path) -> Cell:

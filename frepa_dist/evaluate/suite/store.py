@@ -19,23 +19,26 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 
+from frepa_dist.evaluate.labelled import FILENAME, read_rows
 from frepa_dist.evaluate.overlays import Gallery
 from frepa_dist.evaluate.pictures import is_dataset
-from frepa_dist.evaluate.suite.config import Entry
-from frepa_dist.evaluate.views import list_images
+from frepa_dist.evaluate.suite.config import Entry, MasksEntry
+from frepa_dist.evaluate.suite.readings import READERS
+from frepa_dist.evaluate.views import list_images, read_file
 from frepa_dist.runs import CONFIG
 from shards.dataset import load_snapshot
 from shards.formats.common import Pixels
 from shards.stores.atomic import replace_text
-from shards.support.errors import DataError
 from shards.support.settings import Settings
 
-FORMAT = 1  # counts up when a result of the same settings, weights and images would be another
+FORMAT = 2  # counts up when a result of the same settings, weights and images would be another
 RESULTS = "results"
 SHOWN_ONLY = {"name", "published"}  # of a task: what changes no number
 WITH_PICTURES = ("segment", "detect", "restore", "token-pca")
+WITHOUT_LEAKAGE = ("cka", "layer-cka", "reconstruct", "layer-spectra", "token-pca")  # nothing is learned
+TABLES = {"images": ("labels", "masks"), "transfer": ("transfer_labels",)}  # of the images of a task
 WITHOUT_MODALITY = ("segment", "detect", "restore", "high-pass")  # they do not look at it
 
 
@@ -56,6 +59,8 @@ class Cell(Settings):
         pictures: rows, one for each test image shown.
         seconds: that it took.
     """
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
 
     kind: str
     source: str
@@ -80,7 +85,7 @@ def cell_digest(
     encoder: str,
     source: str,
     *,
-    allow_leakage: bool,
+    may_leak: bool,
     states: Iterable[Path],
     num_pictures: int,
 ) -> str:
@@ -92,7 +97,7 @@ def cell_digest(
         encoder: digest of the weights, see `feature_cache.encoder_digest`.
         source: what the user named; of a run folder other images are known to have been seen than of a file
             with the same weights.
-        allow_leakage: whether images of the pretraining were allowed.
+        may_leak: whether it is one that images of the pretraining were allowed for.
         states: where they were looked for.
         num_pictures: that were drawn.
     """
@@ -102,55 +107,67 @@ def cell_digest(
         task.model_dump(mode="json", exclude=unused),
         images,
         encoder,
-        str(Path(source).resolve()) if (Path(source) / CONFIG).is_file() else "",
-        allow_leakage,
-        sorted(str(state) for state in states),
+        str(Path(source).resolve()) if is_run(source) else "",
+        may_leak,
+        sorted(str(state) for state in states) if is_run(source) else [],
         num_pictures,
     ]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:20]
 
 
+def is_run(source: str) -> bool:
+    """Whether a source is a run folder, of which the images of the pretraining are known."""
+    return (Path(source) / CONFIG).is_file()
+
+
 def data_digest(task: Entry) -> str:
-    """Name images and tables of a task: files by path, size and time of change, a dataset by its snapshot.
+    """Name all that a task reads: files by path, size and time of change, a dataset by its snapshot.
+
+    Of a task with a table these are the files that it names, masks too, wherever they lie.
 
     Raises:
         FrepaError: they are not there.
     """
     facts: list[Any] = []
-    for name in ("images", "transfer"):
+    for name, names_of_tables in TABLES.items():
         place = getattr(task, name, None)
         if place is None:
             continue
+        table = next((t for each in names_of_tables if (t := getattr(task, each, None)) is not None), None)
+        if table is not None:
+            facts.append(hashlib.sha256(read_file(table)).hexdigest())
         if is_dataset(place):
             facts.append(load_snapshot(place).hash)
         else:
-            facts += [(str(path), *_stamp(path)) for path in list_images(Path(place))]
-    for name in ("labels", "masks", "transfer_labels"):
-        table = getattr(task, name, None)
-        if table is not None:
-            facts.append(hashlib.sha256(_read(table)).hexdigest())
+            files = list_images(Path(place)) if table is None else _named_files(task, Path(place), table)
+            facts += [(str(path), *_stamp(path)) for path in files]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
+def _named_files(task: Entry, images: Path, table: Path) -> list[Path]:
+    """Files that a table names."""
+    _, rows = read_rows(table, (FILENAME,))
+    masks = task.columns.model_dump().values() if isinstance(task, MasksEntry) else ()
+    return [images / row[column] for row in rows for column in (FILENAME, *masks) if row.get(column)]
+
+
 def _stamp(path: Path) -> tuple[int, int]:
-    stat = path.stat()
+    try:
+        stat = path.stat()
+    except OSError:  # the task itself says what is missing
+        return 0, 0
     return stat.st_size, stat.st_mtime_ns
 
 
-def _read(table: Path) -> bytes:
-    try:
-        return table.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=table) from error
-
-
 def read_cell(output: Path, digest: str) -> Cell | None:
-    """Read a result, None where there is none, or a damaged one."""
+    """Read a result, None where there is none, or one that is damaged or of another version."""
     for path in sorted((output / RESULTS).glob(f"*--{digest}.json")):
         try:
-            return Cell.model_validate_json(path.read_text(encoding="utf-8"))
+            cell = Cell.model_validate_json(path.read_text(encoding="utf-8"))
+            READERS[cell.kind][0].model_validate(cell.result)
         except (OSError, ValidationError, UnicodeDecodeError):
             continue
+        return cell
     return None
 
 

@@ -56,7 +56,8 @@ class TaskSummary(Settings):
         measure: the main one, None where no encoder has a result.
         rows: of all encoders and measures.
         contrasts: of all encoders but the baseline.
-        best: the encoder that is better than each other one, None where none is for sure.
+        best: the encoder that is better than each other one, None where none is for sure;
+            `is_best_over_seeds` says whether that holds for other seeds too, as far as intervals can tell.
     """
 
     name: str
@@ -66,6 +67,7 @@ class TaskSummary(Settings):
     rows: list[Row]
     contrasts: list[Contrast]
     best: str | None
+    is_best_over_seeds: bool
 
     def main_row(self, encoder: str) -> Row | None:
         """The main measure of an encoder."""
@@ -114,7 +116,7 @@ def _summarize_task(task: Entry, config: SuiteConfig, results: Results) -> TaskS
         for row in _rows(task, entry, found[entry.name], config, results)
     ]
     contrasts: list[Contrast] = []
-    best = None
+    best, is_best_over_seeds = None, False
     if main is not None:
         # reconstructions of different methods may have no measure in common
         alike = {
@@ -123,7 +125,9 @@ def _summarize_task(task: Entry, config: SuiteConfig, results: Results) -> TaskS
             if all(main in reading.measures for reading in seeds.values())
         }
         contrasts = find_contrasts(task, main, alike, config)
-        best = find_best(main, alike, config)
+        found_best = find_best(main, alike, config)
+        if found_best is not None:
+            best, is_best_over_seeds = found_best
     return TaskSummary(
         name=task.name,
         kind=task.kind,
@@ -132,6 +136,7 @@ def _summarize_task(task: Entry, config: SuiteConfig, results: Results) -> TaskS
         rows=rows,
         contrasts=contrasts,
         best=best,
+        is_best_over_seeds=is_best_over_seeds,
     )
 
 

@@ -98,6 +98,17 @@ def test_a_split_is_made_by_patient(tmp_path):
     assert tests[::2] == tests[1::2]
 
 
+def test_a_patient_on_both_sides_is_refused(tmp_path):
+    draw_masked(tmp_path, 4)
+    rows = [
+        [f"image{n}.png", f"mask{n}.png", ("train", "test")[n % 2], "p " if n < 2 else ""] for n in range(4)
+    ]
+    with (tmp_path / "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["filename", "mask", "split", "patient"], *rows])
+    with pytest.raises(DataError, match="one patient on both sides of the split: 1 patients"):
+        read_masked(tmp_path, tmp_path / "table.csv")
+
+
 def test_images_keep_their_size_unless_told(pictures):
     pair = read_masked(pictures, pictures / "labels.csv")[0]
     assert load_image(pair.image, None).shape == (3, 72, 90)

@@ -68,11 +68,20 @@ def test_what_holds_for_all_holds_for_tasks_that_say_nothing_else(tmp_path):
          "more than one encoder is the baseline"),
         ({"encoders": [{**ENCODER, "pretrained_on": ["fundsu"]}]}, "no such modality: fundsu"),
         ({"tasks": [{**TASK, "published": "retmae/idird"}]}, "retmae/idrid"),
+        ({"tasks": [{"kind": "segment", "name": "d", "images": "i", "masks": "t", "training": {"epoch": 1}}]},
+         "allowed here: epochs, "),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(tmp_path, changes, words):
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=words) as raised:
         read(tmp_path, **changes)
+    assert "output" not in str(raised.value)  # the whole config is no help
+
+
+def test_a_single_source_may_stand_alone(tmp_path):
+    assert read(tmp_path, encoders=[{"name": "a", "sources": "random:tiny"}]).encoders[0].sources == (
+        "random:tiny",
+    )
 
 
 def test_published_figures_are_those_of_the_papers():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
+import shutil
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from safetensors.torch import save_file
 
 from frepa_dist.evaluate.suite import run as suite_run
 from frepa_dist.evaluate.suite.run import Failure, _attempt
-from frepa_dist.evaluate.suite.store import write_cell
+from frepa_dist.evaluate.suite.store import Cell, write_cell
 from shards.support.errors import EnvironmentFault
 from shards.support.settings import dump_yaml
 from tests.commands import frepa
@@ -93,10 +95,14 @@ def test_all_that_can_be_had_is_had(first, settings):
     for words in (
         "Two ways to pretrain", "2 results could not be had", "no encoder is there", "not checked",
         "Differences to plain", "minus plain", "0.816", "published, not measured here", "(unseen)",
-        "Modalities left out", "Number of pretraining images", "image0.png", "new: Dice",
+        "Modalities left out", "Number of pretraining images", "test image 1", "new: Dice",
+        "A source of plain again has the weights of one of plain",
         "How it was measured", "say nothing of what another training",
     ):  # fmt: skip
         assert words in page, words
+    assert "image0.png" not in page  # file names may name patients
+    assert said.count("no encoder is there") == 2  # when it is found, and in the end
+    assert "[14/14] blocks, lost, nowhere: failed" in said
     assert "One seed" not in page  # the only encoder of one seed gave nothing
 
 
@@ -160,6 +166,60 @@ def test_other_images_and_torn_results_are_noticed(first, settings, tmp_path):
     os.utime(image, (1, 1))
     _, said = run(settings, tmp_path, **only)
     assert "2 results computed, 2 known" in said
+    # a mask counts as much, wherever it lies, and an image that no table names does not
+    shutil.copy(image, os.path.join(segment["images"], "new.png"))
+    with open(segment["masks"], newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    elsewhere = tmp_path / "mask.png"
+    shutil.copy(os.path.join(segment["images"], rows[0]["mask"]), elsewhere)
+    rows[0]["mask"] = str(elsewhere)
+    with open(table := tmp_path / "masks.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    only["tasks"] = [{**segment, "masks": str(table)}]
+    assert "2 results computed, 0 known" in run(settings, tmp_path, **only)[1]
+    assert "0 results computed, 2 known" in run(settings, tmp_path, **only)[1]
+    os.utime(elsewhere, (1, 1))
+    assert "2 results computed, 0 known" in run(settings, tmp_path, **only)[1]
+
+
+def test_results_of_another_version_are_computed_anew(first, settings, tmp_path):
+    given = {
+        "encoders": settings["encoders"][:1],
+        "tasks": settings["tasks"][:1],
+        "output": str(tmp_path / "o"),
+    }
+    shutil.copytree(os.path.join(settings["output"], "results"), tmp_path / "o" / "results")
+    assert "0 results computed, 2 known" in run(settings, tmp_path, **given)[1]
+    for path in (tmp_path / "o" / "results").glob("tone--new-0--*.json"):
+        cell = json.loads(path.read_text())
+        del cell["result"]["measures"]
+        path.write_text(json.dumps(cell))
+    assert "1 results computed, 1 known" in run(settings, tmp_path, **given)[1]
+
+
+def test_figures_that_are_no_numbers_are_kept(tmp_path):
+    cell = Cell(kind="probe", source="s", encoder="e", result={"x": math.nan}, pictures=[], seconds=1)
+    write_cell(tmp_path / "cell.json", cell)
+    assert math.isnan(Cell.model_validate_json((tmp_path / "cell.json").read_text()).result["x"])
+
+
+def test_the_same_weights_are_no_other_seed(sources, settings, tmp_path):
+    copy = tmp_path / "copy.safetensors"
+    shutil.copy(sources[0], copy)
+    encoders = [{"name": "a $x^2^3$", "sources": [sources[0], sources[1], str(copy)]}]
+    given = {"encoders": encoders, "tasks": settings["tasks"][:1], "output": str(tmp_path / "out")}
+    code, said = run(settings, tmp_path, **given)
+    assert code == 2
+    assert f"{copy}: it has the same weights as {sources[0]}" in said
+    assert "2 results computed, 0 known, 1 failed" in said
+    assert "a $x^2^3$" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_leave_to_leak_changes_nothing_where_nothing_could(first, settings, tmp_path):
+    _, said = run(settings, tmp_path, allow_leakage=True, encoders=settings["encoders"][:1])
+    assert "0 results computed" in said
 
 
 def test_stopped_in_the_middle_it_goes_on_and_finds_the_same(first, settings, tmp_path, monkeypatch):

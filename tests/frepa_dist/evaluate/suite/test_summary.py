@@ -54,7 +54,10 @@ def test_the_best_is_marked_only_when_that_is_sure():
     assert conclude({"a": [0.5]}).best is None
     # sure over images, and not over seeds: the seeds disagree
     assert conclude({"a": [0.5, 0.5, 0.5], "b": [0.9, 0.45, 0.5]}).best is None
-    assert conclude({"a": [0.5, 0.5, 0.5], "b": [0.6, 0.61, 0.59]}).best == "b"
+    over_seeds = conclude({"a": [0.5, 0.5, 0.5], "b": [0.6, 0.61, 0.59]})
+    assert (over_seeds.best, over_seeds.is_best_over_seeds) == ("b", True)
+    of_one = conclude({"a": [0.5, 0.5, 0.5], "b": [0.6, 0.61, 0.59], "c": [0.4]})
+    assert (of_one.best, of_one.is_best_over_seeds) == ("b", False)  # who knows about c
 
 
 def test_the_best_was_chosen_by_the_same_figures():
