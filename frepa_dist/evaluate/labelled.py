@@ -113,8 +113,8 @@ def _from_folders(images: Path) -> LabeledImages:
     is_split = len(others) < len(first)
     if is_split and others:
         raise ConfigError(
-            f"the folders {', '.join(sorted(first - set(others)))} are parts of a split, and beside them lies "
-            f"{', '.join(others[:3])}",
+            f"the folders {', '.join(sorted(first - set(others)))} are parts of a split, and beside them "
+            f"lies {', '.join(others[:3])}",
             where=images,
             allowed="folders train and test that hold the classes, or a folder per class",
             fix="move the other folders away, or name classes and split in a CSV file",
