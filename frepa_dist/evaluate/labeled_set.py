@@ -16,6 +16,7 @@ from frepa_dist.evaluate.grouping import Groups, Units, group_files, group_sampl
 from frepa_dist.evaluate.labelled import SPLIT, SPLITS, LabeledImages, read_labeled
 from frepa_dist.evaluate.pictures import FilePictures, Pictures, ShardPictures, is_dataset, open_shards
 from frepa_dist.evaluate.scores import Bool, Int64
+from shards.audit.leakage import file_name
 from shards.support.errors import ConfigError, DataError
 
 
@@ -85,7 +86,7 @@ def read_labeled_set(
     if not is_dataset(images):
         folder = Path(images)
         found = read_labeled(folder, labels, label_column=label_column, classes=classes)
-        names = [str(path.relative_to(folder)) for path in found.paths]
+        names = [file_name(path, folder) for path in found.paths]
         column = None if labels is None else label_column
         where = str(labels or images)
         pictures = FilePictures(folder, names, modality)

@@ -83,7 +83,7 @@ class FilePictures:
 
     Attributes:
         folder: that names are relative to.
-        names: of the files.
+        names: of the files; absolute where they lie elsewhere.
         modality: of them all, where their patches are to be ranked.
     """
 

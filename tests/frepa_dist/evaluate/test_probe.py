@@ -196,6 +196,15 @@ def test_equal_files_are_on_one_side_of_a_split(folder, tmp_path):
         read_parts(made)
 
 
+def test_files_that_lie_elsewhere_are_called_by_their_whole_path(folder, tmp_path):
+    rows = [f"{folder / f'{tone}{n}.png'},{tone}" for tone in LEVELS for n in range(4)]
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(["filename,label", *rows]))
+    pictures = read_parts(ProbeTask(images=str(tmp_path), labels=table)).train.pictures
+    assert pictures.names[0] == str(folder / "dark0.png")
+    assert pictures.pixels([0, 7], 16).shape == (2, 3, 16, 16)
+
+
 def test_settings_of_a_head_that_has_none_are_refused(folder, small_encoder):
     with pytest.raises(ConfigError, match="not trained by steps"):
         run_probe(small_encoder, task(folder), train=["epochs=3"])
