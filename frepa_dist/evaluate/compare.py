@@ -36,7 +36,8 @@ def delong(first: Float64, second: Float64, positive: Bool) -> Difference:
     """Compare the AUROCs of two scores of the same images (DeLong, DeLong and Clarke-Pearson 1988).
 
     By midranks (Sun and Xu 2014). Images count as independent: of patients with several images take
-    `permutation_test`.
+    `permutation_test`. So too where AUROCs differ and their estimated variance is none, as of an encoder that
+    is always right and one that is always wrong: interval and p are NaN then.
 
     Args:
         first: (n,) scores of one encoder, higher is likelier.
@@ -55,8 +56,9 @@ def delong(first: Float64, second: Float64, positive: Bool) -> Difference:
         np.var(from_positives[0] - from_positives[1], ddof=1) / m
         + np.var(from_negatives[0] - from_negatives[1], ddof=1) / n
     )
-    if variance == 0:  # the same order of images in both
-        return Difference(value, value, value, 1.0 if value == 0 else 0.0, "DeLong")
+    if variance == 0:
+        end, p = (value, 1.0) if value == 0 else (np.nan, np.nan)
+        return Difference(value, end, end, p, "DeLong")
     deviation = variance**0.5
     p = float(2 * norm.sf(abs(value) / deviation))
     half = float(norm.ppf(0.975)) * deviation

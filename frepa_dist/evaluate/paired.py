@@ -210,5 +210,7 @@ def compare_pair(
     other, _, _ = second.test.arrays()
     independent = groups is None or len(np.unique(groups)) == len(groups)
     if measure == "auroc" and independent and one.shape[1] == 2 and np.bincount(y).min() > 1:
-        return delong(one[:, 1], other[:, 1], y == 1)
+        found = delong(one[:, 1], other[:, 1], y == 1)
+        if not np.isnan(found.p):
+            return found
     return permutation_test(one, other, y, groups, measures(one.shape[1])[measure], num=num, seed=seed)

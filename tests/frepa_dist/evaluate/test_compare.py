@@ -51,6 +51,12 @@ def test_delong_finds_a_real_gain_and_says_nothing_of_equals():
     assert (same.value, same.p) == (0, 1)
 
 
+def test_delong_cannot_tell_always_right_from_always_wrong():
+    found = delong(np.array([0.0, 1, 2, 3]), np.array([3.0, 2, 1, 0]), np.array([0, 0, 1, 1]) == 1)
+    assert found.value == 1
+    assert np.isnan([found.low, found.high, found.p]).all()
+
+
 def as_scores(values):
     return np.stack([-values, values], axis=1)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from frepa_dist.evaluate.compare import delong, holm, permutation_test
-from frepa_dist.evaluate.paired import Comparison, compare_results, run_compare
+from frepa_dist.evaluate.paired import Comparison, compare_pair, compare_results, run_compare
 from frepa_dist.evaluate.probe_result import ImageScores, ProbeResult, estimate
 from frepa_dist.evaluate.scores import macro_auprc, macro_auroc
 from shards.support.errors import DataError
@@ -63,6 +63,16 @@ def test_two_classes_of_independent_images_are_compared_by_delong():
     )
     assert Comparison.model_validate(found.as_json()) == found
     assert "(DeLong)" in found.describe()
+
+
+def test_what_delong_cannot_tell_is_permuted():
+    right, wrong = draw(0.0, num=40), draw(0.0, num=40)
+    y = np.array(right.test.y)
+    for result, sign in ((right, 1), (wrong, -1)):
+        result.test.scores[:] = (sign * np.stack([-y, y], axis=1)).tolist()
+    found = compare_pair(right, wrong, "auroc", num=400)
+    assert (found.value, found.test) == (1, "permutation")
+    assert 0 < found.p < 0.05
 
 
 @pytest.mark.parametrize(
