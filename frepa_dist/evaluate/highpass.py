@@ -25,11 +25,12 @@ from torch import Tensor
 from frepa_dist.evaluate.classifiers import choose_c, fit
 from frepa_dist.evaluate.encoder import Encoder
 from frepa_dist.evaluate.features import load_encoder
-from frepa_dist.evaluate.labelled import read_labeled
-from frepa_dist.evaluate.leakage import NOT_CHECKED, check_leakage
+from frepa_dist.evaluate.grouping import Units
+from frepa_dist.evaluate.leakage import NOT_CHECKED
+from frepa_dist.evaluate.pictures import Pictures
+from frepa_dist.evaluate.probe import find_leaks
 from frepa_dist.evaluate.scores import accuracy, bootstrap_intervals, macro_auroc
-from frepa_dist.evaluate.splits import split_parts
-from frepa_dist.evaluate.views import read_pixels
+from frepa_dist.evaluate.task import ProbeTask, read_parts
 from frepa_dist.spectrum import gaussian_high_pass
 from shards.support.errors import DataError
 from shards.support.progress import Progress
@@ -53,9 +54,9 @@ class HighPassResult(Settings):
         accuracy, auroc: at each cut-off, with their 95% bootstrap intervals (percentiles).
         correct: at each cut-off whether each test image was classified right, in the order of `names`.
         chance: accuracy of always naming the class that most training images have.
-        resampled: what the bootstrap draws, "images" or "patients".
+        resampled: what the bootstrap draws.
         seed: of the split, the folds and the bootstrap.
-        y, groups: class and number of the patient (None: not known) of each test image.
+        y, groups: class of each test image, and number of what is drawn at once (None: of images).
         scores: (F, n, K), at each cut-off those of each test image.
         leakage: whether test images were in the pretraining data, in words.
     """
@@ -75,7 +76,7 @@ class HighPassResult(Settings):
     auroc_high: list[float]
     correct: list[list[bool]]
     chance: float
-    resampled: str
+    resampled: Units
     seed: int = Field(ge=0)
     y: list[int] = Field(default_factory=list)
     groups: list[int] | None = None
@@ -139,55 +140,47 @@ def run_highpass(
     Raises:
         FrepaError: what is wrong with encoder, images or labels.
     """
-    labeled = read_labeled(images, labels, label_column=label_column, classes=classes)
-    names = sorted(set(labeled.labels))
-    y = np.array([names.index(label) for label in labeled.labels], np.int64)
-    groups = None if labeled.patients is None else np.unique(labeled.patients, return_inverse=True)[1]
-    is_test = split_parts(labeled, y, groups, seed, where=labels or images)
-    leakage = check_leakage(
-        encoder,
-        labeled.paths,
-        images=images,
-        allow=allow_leakage,
-        states=states,
-        patients=labeled.patients,
-        tested=is_test.tolist(),
+    task = ProbeTask(
+        images=str(images),
+        labels=labels,
+        label_column=label_column,
+        classes=None if classes is None else tuple(classes),
+        seed=seed,
     )
-    to_learn, to_test = (
-        [path for path, is_there in zip(labeled.paths, part, strict=True) if is_there]
-        for part in (~is_test, is_test)
-    )
+    parts = read_parts(task)
+    leakage = find_leaks(encoder, parts, allow_leakage, states)
+    pictures, test_y, test_groups = parts.test.pictures, parts.test_y, parts.test_groups
+    to_learn, to_test = np.flatnonzero(parts.is_train).tolist(), np.flatnonzero(parts.is_test).tolist()
     loaded = load_encoder(encoder, device)
-    (x,) = embed_filtered(loaded, to_learn, (0.0,))
-    train_groups, test_groups = (None, None) if groups is None else (groups[~is_test], groups[is_test])
-    c, _ = choose_c(x, y[~is_test], train_groups, seed)
-    probe = fit(x, y[~is_test], c)
-    scores = [probe.scores(rows) for rows in embed_filtered(loaded, to_test, cutoffs)]
+    (x,) = embed_filtered(loaded, pictures, to_learn, (0.0,))
+    c, _ = choose_c(x, parts.y, parts.groups, seed)
+    probe = fit(x, parts.y, c)
+    scores = [probe.scores(rows) for rows in embed_filtered(loaded, pictures, to_test, cutoffs)]
     limits = np.array(
         [
-            bootstrap_intervals(s, y[is_test], test_groups, num_resamples, seed, (accuracy, macro_auroc))
+            bootstrap_intervals(s, test_y, test_groups, num_resamples, seed, (accuracy, macro_auroc))
             for s in scores
         ]
     )  # (F, 2 measures, 2 ends)
     return HighPassResult(
         encoder=loaded.name,
         images=str(images),
-        label_column=None if labels is None else label_column,
-        classes=names,
+        label_column=parts.train.label_column,
+        classes=parts.train.classes,
         num_train=len(to_learn),
-        names=[path.name for path in to_test],
+        names=[Path(pictures.names[number]).name for number in to_test],
         cutoffs=list(cutoffs),
-        accuracy=[accuracy(s, y[is_test]) for s in scores],
+        accuracy=[accuracy(s, test_y) for s in scores],
         accuracy_low=limits[:, 0, 0].tolist(),
         accuracy_high=limits[:, 0, 1].tolist(),
-        auroc=[macro_auroc(s, y[is_test]) for s in scores],
+        auroc=[macro_auroc(s, test_y) for s in scores],
         auroc_low=limits[:, 1, 0].tolist(),
         auroc_high=limits[:, 1, 1].tolist(),
-        correct=[(s.argmax(axis=1) == y[is_test]).tolist() for s in scores],
-        chance=float(np.mean(y[is_test] == np.bincount(y[~is_test]).argmax())),
-        resampled="images" if groups is None else "patients",
+        correct=[(s.argmax(axis=1) == test_y).tolist() for s in scores],
+        chance=float(np.mean(test_y == np.bincount(parts.y).argmax())),
+        resampled=parts.test.units,
         seed=seed,
-        y=y[is_test].tolist(),
+        y=test_y.tolist(),
         groups=None if test_groups is None else np.unique(test_groups, return_inverse=True)[1].tolist(),
         scores=[s.tolist() for s in scores],
         leakage=leakage,
@@ -195,18 +188,18 @@ def run_highpass(
 
 
 def embed_filtered(
-    encoder: Encoder, paths: Sequence[Path], cutoffs: Sequence[float]
+    encoder: Encoder, pictures: Pictures, chosen: Sequence[int], cutoffs: Sequence[float]
 ) -> list[npt.NDArray[np.float32]]:
-    """Features (n, D) of image files, for each filter.
+    """Features (n, D) of the chosen pictures, for each filter.
 
     Raises:
-        DataError: a file cannot be read, or a feature is not finite.
+        DataError: a picture cannot be read, or a feature is not finite.
     """
     found: list[list[npt.NDArray[np.float32]]] = [[] for _ in cutoffs]
-    with Progress(len(paths), "features") as progress:
-        for start in range(0, len(paths), BATCH_SIZE):
-            pixels = [read_pixels(path, encoder.image_size) for path in paths[start : start + BATCH_SIZE]]
-            images = encoder.normalize(torch.from_numpy(np.stack(pixels)))
+    with Progress(len(chosen), "features") as progress:
+        for start in range(0, len(chosen), BATCH_SIZE):
+            pixels = pictures.pixels(chosen[start : start + BATCH_SIZE], encoder.image_size)
+            images = encoder.normalize(torch.from_numpy(pixels))
             for cutoff, rows in zip(cutoffs, found, strict=True):
                 rows.append(encoder.embed(high_pass(images, cutoff)).cpu().numpy())
             progress.update(len(pixels))

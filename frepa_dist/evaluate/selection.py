@@ -11,6 +11,7 @@ Shapes: n images, D width, K classes, B batch, S image side, N patches.
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ from frepa_dist.config import RunConfig
 from frepa_dist.evaluate.classifiers import choose_c, fit_neighbors
 from frepa_dist.evaluate.extract import extract_features
 from frepa_dist.evaluate.features import encoder_of_run
-from frepa_dist.evaluate.labelled import read_labeled
 from frepa_dist.evaluate.reconstruct import ReconstructionSettings, compare, list_previews, scale_images
 from frepa_dist.evaluate.scores import Bool, Int64, macro_auroc
-from frepa_dist.evaluate.splits import LEAST, cross_validation, split_parts
+from frepa_dist.evaluate.splits import LEAST, cross_validation
+from frepa_dist.evaluate.task import ProbeTask, read_parts
 from frepa_dist.evaluate.views import Grid, list_pixels
 from frepa_dist.methods.base import Preview
 from frepa_dist.models.response import InputChannelConfig, high_frequency_response
@@ -70,18 +71,20 @@ def measure_labeled(
     Raises:
         FrepaError: what is wrong with the run, the images or the labels.
     """
-    labeled = read_labeled(images, labels, label_column=label_column, classes=classes)
-    names = sorted(set(labeled.labels))
-    y = np.array([names.index(label) for label in labeled.labels], np.int64)
-    groups = None if labeled.patients is None else np.unique(labeled.patients, return_inverse=True)[1]
-    kept = ~split_parts(labeled, y, groups, seed, where=labels or images)
-    if num is not None:
-        kept &= choose_images(y, kept, num, seed)
-    x = extract_features(
-        encoder_of_run(run_dir, step, device),
-        [path for path, keep in zip(labeled.paths, kept, strict=True) if keep],
+    task = ProbeTask(
+        images=str(images),
+        labels=labels,
+        label_column=label_column,
+        classes=None if classes is None else tuple(classes),
+        seed=seed,
     )
-    y, groups = y[kept], None if groups is None else groups[kept]
+    parts = read_parts(task)  # the probe's, so that its test part is not looked at
+    kept = parts.is_train
+    if num is not None:
+        kept = kept & choose_images(parts.train.y, kept, num, seed)
+    names = compress(parts.train.pictures.names, kept)
+    x = extract_features(encoder_of_run(run_dir, step, device), [images / name for name in names])
+    y, groups = parts.train.y[kept], None if parts.train.groups is None else parts.train.groups[kept]
     if neighbors is None:
         _, auroc = choose_c(x, y, groups, seed)
     else:

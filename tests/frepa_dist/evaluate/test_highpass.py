@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -48,6 +49,17 @@ def test_what_stands_on_tone_falls_to_chance(folder, small_encoder, tmp_path):
     probe = run_probe(small_encoder, ProbeTask(images=str(folder)))
     assert (result.auroc[0], result.num_train) == (probe.auroc.value, sum(probe.num_train))
     assert result.leakage.startswith("not checked")
+
+
+def test_equal_images_are_on_one_side(folder, small_encoder, tmp_path):
+    for path in folder.glob("*/*.png"):
+        copy = tmp_path / path.relative_to(folder)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy(path, copy)
+        shutil.copy(path, copy.with_name(f"again-{path.name}"))
+    result = run_highpass(small_encoder, tmp_path, cutoffs=(0.0,), num_resamples=20)
+    twins = {name.removeprefix("again-") for name in result.names}
+    assert len(result.names) == 2 * len(twins) == 2 * len(set(result.groups))
 
 
 def test_the_filter_is_the_published_one():

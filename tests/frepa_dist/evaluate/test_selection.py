@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
+from frepa_dist.evaluate import selection
 from frepa_dist.evaluate.selection import (
     choose_images,
     measure_detail,
@@ -17,6 +19,7 @@ from frepa_dist.evaluate.selection import (
     neighbor_auroc,
     token_recall,
 )
+from frepa_dist.evaluate.task import ProbeTask, read_parts
 from frepa_dist.methods.base import Preview
 from frepa_dist.runs import CONFIG
 from shards.support.errors import ConfigError, DataError
@@ -51,6 +54,24 @@ def test_classes_are_told_apart_without_a_look_at_the_test_part(run_dir, labeled
         (other / path.name).write_bytes(b"no image" if is_test else path.read_bytes())
     again = measure_labeled(run_dir, STEP, other, labeled / "labels.csv", neighbors=neighbors)
     assert again == found
+
+
+def test_the_part_that_is_left_is_the_test_part_of_the_probe(run_dir, labeled, tmp_path, monkeypatch):
+    rows = ["filename,label"]
+    for number in range(24):  # 8 of them twice, which one side of a split has to hold
+        shutil.copy(labeled / f"{number % 16}.png", tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,{('dark', 'bright')[number % 2]}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    seen = []
+
+    def extract(_, paths):
+        seen.extend(path.name for path in paths)
+        return np.random.default_rng(0).normal(size=(len(paths), 4))
+
+    monkeypatch.setattr(selection, "extract_features", extract)
+    measure_labeled(run_dir, STEP, tmp_path, tmp_path / "labels.csv")
+    parts = read_parts(ProbeTask(images=str(tmp_path), labels=tmp_path / "labels.csv"))
+    assert seen == [f"{number}.png" for number in np.flatnonzero(parts.is_train)]
 
 
 def test_a_part_of_the_images_has_the_same_share_of_each_class(run_dir, labeled):
