@@ -304,7 +304,7 @@ def _draw(
 
 def _resample(found: Sequence[Candidates], counts: Int64) -> Float64:
     """Recalls of images drawn so often each, (R, n) -> (R, rates); NaN for a draw without any lesion."""
-    draws = (np.repeat(np.arange(len(found)), row) for row in counts)
+    draws = (np.repeat(np.arange(len(found)), row).tolist() for row in counts)
     return np.array([froc_recalls([found[place] for place in places]) for places in draws])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,12 +151,23 @@ def read_rows(table: Path, required: Collection[str]) -> tuple[list[str], list[d
                 f"there is no column '{column}'",
                 where=table,
                 allowed=f"the columns of the file: {', '.join(header) or '(none)'}",
-                fix="name the column (--label-column, --mask-column); that of files is called 'filename'",
+                fix=_hint(header, column),
             )
     repeated = [name for name, count in Counter(row[FILENAME] for row in rows).items() if count > 1]
     if repeated:
         raise DataError(f"{len(repeated)} files are listed twice, such as {repeated[0]}", where=table)
     return header, rows
+
+
+def _hint(header: Sequence[str], column: str) -> str:
+    """What is probably wrong with a header that lacks a column."""
+    separators = [mark for mark in (";", "\t", "|") if len(header) == 1 and mark in header[0]]
+    if separators:
+        return f"separate the columns by commas, not by {separators[0]!r}"
+    alike = [name for name in header if name.strip().lower() == column.lower()]
+    if alike:
+        return f"rename '{alike[0]}': spaces and capitals count"
+    return "name the column (--label-column, --mask-column); that of files is called 'filename'"
 
 
 def _from_csv(images: Path, table: Path, label_column: str) -> LabeledImages:

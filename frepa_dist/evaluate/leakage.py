@@ -75,8 +75,8 @@ def check_leakage(
     leaks = [leak for leak in report.found if leak.file in in_test]
     summary = f"{summary}; of the test part {len({leak.file for leak in leaks})} of {len(in_test)} files"
     if leaks and not allow:
-        raise leakage_error(summary, images, leaks[0].describe())
-    return f"{summary}, allowed by --allow-leakage" if leaks else summary
+        raise leakage_error(summary, images, leaks[0].describe(with_file=False))
+    return f"{summary}, which was allowed" if leaks else summary
 
 
 def check_split(

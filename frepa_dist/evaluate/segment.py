@@ -240,11 +240,11 @@ def predict_logits(encoder: Encoder, head: DenseHead, image: Pixels) -> npt.NDAr
     size = (encoder.image_size, encoder.image_size)
 
     def decode(maps: Tensor, _: Tensor) -> Tensor:
-        logits = head(maps, size)
-        return logits[:, 1:] - logits[:, :1]
+        both: Tensor = head(maps, size)
+        return both[:, 1:] - both[:, :1]
 
-    found: npt.NDArray[np.float32] = predict_image(encoder, decode, image)[0]
-    return found
+    logits: npt.NDArray[np.float32] = predict_image(encoder, decode, image)[0]
+    return logits
 
 
 def predict_scores(encoder: Encoder, head: DenseHead, image: Pixels) -> npt.NDArray[np.float32]:

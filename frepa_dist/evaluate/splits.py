@@ -59,6 +59,13 @@ def split_parts(labeled: Splittable, y: Int64, groups: Int64 | None, seed: int, 
             where=where,
             fix="split by patient, or by volume",
         )
+    if is_test.all() or not is_test.any():
+        raise DataError(
+            f"all images are in one part of the split: {int((~is_test).sum())} to learn from, "
+            f"{int(is_test.sum())} to test on",
+            where=where,
+            fix="name parts 'train' and 'test', or leave the split to us (no such column or folders)",
+        )
     train, test = (np.bincount(part, minlength=y.max() + 1) for part in (y[~is_test], y[is_test]))
     if train.min() < LEAST or test.min() < 1:
         raise _too_few(labeled, where)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -18,6 +18,8 @@ from frepa_dist.evaluate.splits import split_parts
 from shards.support.errors import ConfigError
 from shards.support.settings import Settings
 
+ClassName = Annotated[str, Field(coerce_numbers_to_str=True)]
+"""YAML reads a grade as a number."""
 Split = Literal["given", "made", "transfer"]
 
 
@@ -42,7 +44,7 @@ class ProbeTask(Settings):
     images: str
     labels: Path | None = None
     label_column: str = "label"
-    classes: tuple[str, ...] | None = None
+    classes: tuple[ClassName, ...] | None = None
     are_grades: bool = False
     modality: str | None = None
     transfer: str | None = None

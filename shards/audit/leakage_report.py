@@ -44,13 +44,14 @@ class Leak(Settings):
     correlation: float | None = None
     how: str = ""
 
-    def describe(self) -> str:
-        """One line."""
+    def describe(self, *, with_file: bool = True) -> str:
+        """One line; the name of a file may name a patient."""
         unit = f", unit {self.unit}" if self.unit else ""
         more = f" and {self.num_samples - 1} more" if self.num_samples > 1 else ""
         fit = f", correlation {self.correlation:.2f}" if self.correlation is not None else ""
         how = f", {self.how}" if self.how else ""
-        return f"{KINDS[self.kind]:<14}  {self.file}{unit}  sample {self.key}{more}{fit}{how}"
+        file = f"{self.file}{unit}  " if with_file else ""
+        return f"{KINDS[self.kind]:<14}  {file}sample {self.key}{more}{fit}{how}"
 
 
 class LeakageReport(Settings):
@@ -146,5 +147,6 @@ def leakage_error(summary: str, where: object, first: str) -> DataError:
     return DataError(
         f"images of pretraining: {summary}; the first: {' '.join(first.split())}",
         where=where,
-        fix="evaluate on other images, leave these out, or say --allow-leakage",
+        fix="evaluate on other images, leave these out (`frepa evaluate leakage` lists them), or say "
+        "--allow-leakage (of a suite: --set allow_leakage=true)",
     )

@@ -107,7 +107,8 @@ def find_contrasts(task: Entry, main: str, found: Mapping[str, Seeds], config: S
         if tested is not None:
             facts = {"test": tested.test}
             if np.isfinite(tested.value):  # else no image can tell it of both
-                facts |= {"low": tested.low, "high": tested.high, "p": tested.p}
+                facts |= {"low": tested.low, "high": tested.high}
+                facts |= {"p": tested.p} if np.isfinite(tested.p) else {}
                 value = tested.value
         if spread is not None:
             facts |= {"deviation": spread.deviation, "seeds_low": spread.low, "seeds_high": spread.high}
@@ -162,7 +163,7 @@ def find_best(main: str, found: Mapping[str, Seeds], config: SuiteConfig) -> tup
         if other == best:
             continue
         tested, by_seed, _ = compare_encoders(main, found, config, best, other)
-        if tested is None or tested.p * num_pairs >= LEVEL or sign * tested.value <= 0:
+        if tested is None or not (tested.p * num_pairs < LEVEL and sign * tested.value > 0):
             return None
         spread = spread_over_seeds([sign * gap for gap in by_seed])
         if spread is None:

@@ -138,8 +138,8 @@ def compare_panels(first: Panel, second: Panel, *, num_resamples: int, num: int,
 
 
 def _normal_p(value: float, deviation: float) -> float:
-    if deviation == 0:
-        return 1.0 if value == 0 else 0.0
+    if deviation == 0:  # a difference that no draw changes cannot be judged by the draws
+        return 1.0 if value == 0 else float("nan")
     return float(2 * norm.sf(abs(value) / deviation))
 
 

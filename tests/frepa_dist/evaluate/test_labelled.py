@@ -90,6 +90,8 @@ def test_chosen_classes_only(tmp_path):
         ("filename,grade,age\n1.png,a,3\n", ConfigError, "no column 'label'.*filename, grade, age"),
         ("file,label\n1.png,a\n", ConfigError, "no column 'filename'"),
         ("", ConfigError, r"\(none\)"),
+        ("filename;label\n1.png;a\n", ConfigError, "by commas, not by ';'"),
+        ("filename, label\n1.png,a\n", ConfigError, "rename ' label'"),
         ("filename,label,split\n1.png,a,train\n2.png,b,holdout\n", ConfigError, "unknown split 'holdout'"),
         ("filename,label,split\n1.png,a,train\n2.png,b\n", ConfigError, "unknown split"),
         ("filename,label\n1.png,a\n2.png,a\n", DataError, "two classes or more, found a"),

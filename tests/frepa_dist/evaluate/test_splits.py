@@ -55,6 +55,8 @@ def test_splits_that_cannot_be_used():
         split_parts(labeled(y, ["train", "train", "test", "train", "train"]), y, None, 0, "here")
     y = np.array([0, 0, 0, 1, 1, 1])
     splits = ["train", "train", "test"] * 2
+    with pytest.raises(DataError, match="one part of the split: 6 to learn from, 0 to test on"):
+        split_parts(labeled(y, ["train"] * 6), y, None, 0, "here")
     with pytest.raises(DataError, match=r"one patient or volume.*on both sides"):
         split_parts(labeled(y, splits), y, np.array([0, 1, 1, 2, 3, 4]), 0, "here")
 

@@ -78,6 +78,10 @@ def test_what_is_wrong_is_said(tmp_path, changes, words):
     assert "output" not in str(raised.value)  # the whole config is no help
 
 
+def test_grades_are_names_of_classes(tmp_path):
+    assert read(tmp_path, tasks=[{**TASK, "classes": [0, 4]}]).tasks[0].classes == ("0", "4")
+
+
 def test_a_single_source_may_stand_alone(tmp_path):
     assert read(tmp_path, encoders=[{"name": "a", "sources": "random:tiny"}]).encoders[0].sources == (
         "random:tiny",
