@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from cluster.options import FOLDER
-from shards.support.errors import DataError
+from shards.support.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from shards.audit.stored import StoredImages
 
 F = TypeVar("F", bound=Callable[..., Any])
 STATE = click.option(
@@ -30,7 +33,7 @@ def leakage_options(function: F) -> F:
 
 @click.command("leakage")
 @click.argument("dataset")
-@click.argument("images", type=FOLDER)
+@click.argument("images")
 @click.option("--labels", type=FOLDER, help="CSV with filename[,patient]: only these files; default: all.")
 @click.option(
     "--modality", "modalities", multiple=True, help="One to search, or several; default: all that are drawn."
@@ -42,7 +45,7 @@ def leakage_options(function: F) -> F:
 @leakage_options
 def evaluate_leakage(
     dataset: str,
-    images: Path,
+    images: str,
     labels: Path | None,
     modalities: tuple[str, ...],
     most_near: int | None,
@@ -55,7 +58,9 @@ def evaluate_leakage(
     """Are IMAGES in the pretraining data? Same bytes, pixels, patients, near duplicates. Exit code 3 if so.
 
     DATASET is one of shards, or a run folder: the modalities that it draws from its dataset are searched.
+    IMAGES is a folder of files, or another dataset.
     """
+    from frepa_dist.evaluate.pictures import is_dataset, open_shards
     from frepa_dist.runs import CONFIG, load_run_config
     from shards.audit.leakage import MOST_NEAR, find_leakage
     from shards.audit.leakage_page import write_leakage_page
@@ -68,7 +73,20 @@ def evaluate_leakage(
         data = load_run_config(Path(dataset)).data
         place, snapshot = str(data.root), data.snapshot
         drawn = drawn_modalities(data.modality_weights, load_snapshot(place, snapshot).modalities)
-    files, patients = (find_images(images), {}) if labels is None else _read_table(labels, images)
+    patients: dict[int, str] = {}
+    files: list[Path] | StoredImages
+    if is_dataset(images):
+        if page is not None or labels is not None:
+            raise ConfigError(
+                "--page and --labels are for files, and this is a dataset",
+                where=images,
+                fix="name a folder of files, or leave the two out",
+            )
+        files = open_shards(images).stored()
+    elif labels is None:
+        files = find_images(Path(images))
+    else:
+        files, patients = _read_table(labels, Path(images))
     report = find_leakage(
         place,
         files,
@@ -86,7 +104,7 @@ def evaluate_leakage(
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
     if page is not None:
-        write_leakage_page(report, images, page)
+        write_leakage_page(report, Path(images), page)
         click.echo(f"page  {page}")
     if not allow_leakage:
         report.check()

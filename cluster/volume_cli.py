@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cluster.leakage_cli import leakage_options
 from cluster.options import FOLDER
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ WINDOWS = ("lung", "soft_tissue", "bone", "brain", "full")
 @click.option("--cache", type=FOLDER, help="Folder for the maps of a frozen encoder while this runs.")
 @click.option("--out", type=FOLDER, help="JSON file for the result.")
 @click.option("--smoke-test", is_flag=True, help="The labels are not medical: the report will say so.")
+@leakage_options
 def evaluate_volume(
     encoder: str,
     dataset: str,
@@ -56,6 +58,8 @@ def evaluate_volume(
     cache: Path | None,
     out: Path | None,
     smoke_test: bool,
+    allow_leakage: bool,
+    states: tuple[Path, ...],
 ) -> None:
     """Classify volumes: 2D encoder, attention between slices, and a head; beside it, each slice alone.
 
@@ -77,6 +81,8 @@ def evaluate_volume(
         training=validate(VolumeTraining, apply_overrides({"seed": seed}, train), where="--train"),
         cache=cache,
         smoke_test=smoke_test,
+        allow_leakage=allow_leakage,
+        states=states,
     )
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)

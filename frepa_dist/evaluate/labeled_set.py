@@ -16,7 +16,7 @@ from frepa_dist.evaluate.grouping import Groups, Units, group_files, group_sampl
 from frepa_dist.evaluate.labelled import SPLIT, SPLITS, LabeledImages, read_labeled
 from frepa_dist.evaluate.pictures import FilePictures, Pictures, ShardPictures, is_dataset, open_shards
 from frepa_dist.evaluate.scores import Bool, Int64
-from shards.audit.leakage import file_name
+from shards.audit.stored import file_name
 from shards.support.errors import ConfigError, DataError
 
 

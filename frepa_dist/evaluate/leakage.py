@@ -15,10 +15,11 @@ from pydantic import ValidationError
 
 from frepa_dist.evaluate.pairs import read_patients
 from frepa_dist.runs import CONFIG, load_run_config
-from shards.audit.leakage import file_name, find_leakage
+from shards.audit.leakage import find_leakage
 from shards.audit.leakage_index import NEAR_BITS
 from shards.audit.leakage_report import LeakageReport, leakage_error
 from shards.audit.patterns import SAME
+from shards.audit.stored import StoredImages, image_names
 from shards.dataset import load_snapshot
 from shards.read.balance import drawn_modalities, left_out
 from shards.stores.atomic import replace_file
@@ -34,9 +35,9 @@ _SEARCHED: dict[str, LeakageReport] = {}
 
 def check_leakage(
     encoder: str | Path,
-    files: Sequence[Path],
+    files: Sequence[Path] | StoredImages,
     *,
-    images: Path,
+    images: Path | str,
     allow: bool = False,
     states: Sequence[Path] = (),
     patients: Sequence[str] | None = None,
@@ -46,8 +47,8 @@ def check_leakage(
 
     Args:
         encoder: as of `features.load_encoder`; of a run folder the dataset is searched.
-        files: images that will be evaluated, training part and test part.
-        images: their folder.
+        files: images that will be evaluated, training part and test part; or samples of a dataset.
+        images: their folder, or that dataset.
         allow: go on where some are found.
         states: private folders of the dataset's builds, see `find_leakage`.
         patients: of each file, where they are known.
@@ -71,7 +72,7 @@ def check_leakage(
     if not report.found:
         return summary
     is_tested = [True] * len(files) if tested is None else tested
-    in_test = {file_name(path, images) for path, is_test in zip(files, is_tested, strict=True) if is_test}
+    in_test = {name for name, is_test in zip(image_names(files, images), is_tested, strict=True) if is_test}
     leaks = [leak for leak in report.found if leak.file in in_test]
     summary = f"{summary}; of the test part {len({leak.file for leak in leaks})} of {len(in_test)} files"
     if leaks and not allow:
@@ -115,9 +116,9 @@ def check_split(
 
 def search_run(
     run: Path,
-    files: Sequence[Path],
+    files: Sequence[Path] | StoredImages,
     *,
-    images: Path,
+    images: Path | str,
     states: Sequence[Path] = (),
     patients: Sequence[str] | None = None,
 ) -> LeakageReport:
@@ -160,23 +161,25 @@ def _before(run: Path) -> str:
 def _digest(
     snapshot: str | None,
     unwanted: Sequence[str],
-    files: Sequence[Path],
-    images: Path,
+    files: Sequence[Path] | StoredImages,
+    images: Path | str,
     states: Sequence[Path],
     patients: Mapping[int, str],
 ) -> str:
-    """Names all that the answer depends on; a file by path, name, size and time of change."""
-    facts = [
-        (str(path.resolve()), file_name(path, images), stat.st_size, stat.st_mtime_ns)
-        for path in files
-        for stat in [path.stat()]
-    ]
+    """Names all that the answer depends on; a file by path, size and time of change, a sample by shard."""
+    if isinstance(files, StoredImages):
+        facts = [[files.shards[shard].path, files.shards[shard].crc32c, row] for shard, row in files.places]
+    else:
+        facts = [
+            [str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path in files for stat in [path.stat()]
+        ]
     told = [
         snapshot,
         unwanted,
         NEAR_BITS,
         SAME,
         facts,
+        image_names(files, images),
         [str(state.resolve()) for state in states],
         sorted(patients.items()),
     ]

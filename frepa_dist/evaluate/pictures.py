@@ -27,6 +27,7 @@ from frepa_dist.evaluate.views import (
     stream_config,
     view_of_file,
 )
+from shards.audit.stored import StoredImages
 from shards.dataset import has_dataset, load_snapshot, read_index
 from shards.formats.common import Pixels
 from shards.hf.modalities import find_modality
@@ -210,6 +211,10 @@ class ShardPictures:
             [self.places[number] for number in numbers],
             [self.hashes[number] for number in numbers],
         )
+
+    def stored(self) -> StoredImages:
+        """The samples, to be looked for in another dataset."""
+        return StoredImages(self.reader.store, self.reader.snapshot.shards, self.places, self.names)
 
     def _read(self, numbers: Sequence[int]) -> Iterator[Sample]:
         for sample in self.reader.read_many([self.places[number] for number in numbers]):

@@ -22,8 +22,8 @@ from frepa_dist.evaluate.encoder import Encoder
 from frepa_dist.evaluate.extract import Extraction, extract, refuse_launcher
 from frepa_dist.evaluate.features import load_encoder
 from frepa_dist.evaluate.finetune import FineTuning, finetune, predict
-from frepa_dist.evaluate.leakage import NOT_CHECKED, check_leakage
-from frepa_dist.evaluate.pictures import FilePictures
+from frepa_dist.evaluate.leakage import check_leakage
+from frepa_dist.evaluate.pictures import FilePictures, ShardPictures
 from frepa_dist.evaluate.probe_result import ProbeResult, Transfer, estimate, image_scores
 from frepa_dist.evaluate.scores import Float64
 from frepa_dist.evaluate.task import Parts, ProbeTask, read_parts
@@ -105,17 +105,13 @@ def find_leaks(encoder: str, parts: Parts, allow: bool, states: Sequence[Path]) 
         DataError: some were, and that is not allowed.
     """
     pictures = parts.test.pictures
-    if not isinstance(pictures, FilePictures):
-        return f"{NOT_CHECKED}: the images come from a dataset of shards"
-    return check_leakage(
-        encoder,
-        [pictures.folder / name for name in pictures.names],
-        images=pictures.folder,
-        allow=allow,
-        states=states,
-        patients=parts.test.patients,
-        tested=parts.is_test.tolist(),
-    )
+    given: dict[str, Any] = {"allow": allow, "states": states, "tested": parts.is_test.tolist()}
+    if isinstance(pictures, FilePictures):
+        files = [pictures.folder / name for name in pictures.names]
+        patients = parts.test.patients
+        return check_leakage(encoder, files, images=pictures.folder, patients=patients, **given)
+    assert isinstance(pictures, ShardPictures)
+    return check_leakage(encoder, pictures.stored(), images=pictures.where, **given)
 
 
 def linear_training(head: Classifier, overrides: Sequence[str], seed: int) -> LinearTraining | None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from frepa_dist.evaluate.features import load_encoder
 from frepa_dist.evaluate.heads import seeded
+from frepa_dist.evaluate.leakage import check_leakage
 from frepa_dist.evaluate.scores import accuracy, bootstrap_intervals, macro_auroc
 from frepa_dist.evaluate.volume_data import (
     LabeledVolumes,
@@ -38,11 +39,14 @@ from frepa_dist.evaluate.volume_training import (
 )
 from frepa_dist.models.volume import ClassificationHead, SliceMixer, VolumeEncoder, VolumeSettings
 from frepa_dist.models.volume_slots import cut_slots
+from shards.audit.stored import StoredImages
 from shards.dataset import load_snapshot
 from shards.read.reader import ShardReader
 from shards.read.volumes import list_volumes
 from shards.read.windows import WindowName
 from shards.support.errors import DataError
+
+LOOKED_FOR = 3  # slices of a volume, of which memory holds the fingerprints
 
 
 def run_volume(
@@ -59,6 +63,8 @@ def run_volume(
     cache: Path | None = None,
     device: str | None = None,
     smoke_test: bool = False,
+    allow_leakage: bool = False,
+    states: Sequence[Path] = (),
 ) -> VolumeResult:
     """Train and judge a volume head and its control on the labeled volumes of a dataset.
 
@@ -75,6 +81,8 @@ def run_volume(
         cache: folder for the maps of a frozen encoder while this runs, None for the system's temporary one.
         device: None takes a GPU if there is one.
         smoke_test: say with the result that its labels are not medical.
+        allow_leakage: go on where volumes were in the run's pretraining data; the result says so.
+        states: private folders of the builds of those data, see `leakage.check_leakage`.
 
     Raises:
         FrepaError: what is wrong with encoder, dataset, labels or disk.
@@ -87,9 +95,11 @@ def run_volume(
             "the dataset holds no volumes", where=dataset, fix="build one from volumes (NIfTI, DICOM series)"
         )
     data = label_volumes(found, label_column, training.seed, dataset)
+    reader = ShardReader(dataset, snapshot)
+    leakage = find_leaks(encoder, data, reader, allow_leakage, states)
     loaded = load_encoder(encoder, device)
     slices = SliceEncoder(loaded).to(loaded.device)
-    images = SliceImages(ShardReader(dataset, snapshot), data.volumes, loaded.image_size, window)
+    images = SliceImages(reader, data.volumes, loaded.image_size, window)
     with tempfile.TemporaryDirectory(prefix="frepa-volume-", dir=cache) as folder:
         began = time.perf_counter()
         load: Load = images
@@ -119,6 +129,8 @@ def run_volume(
         num_missing=sum(volume.num_missing for volume in data.volumes),
         split=data.split,
         num_test_groups=len(np.unique(data.groups[data.is_test])),
+        test_y=data.y[data.is_test].tolist(),
+        test_groups=data.groups[data.is_test].tolist(),
         num_resamples=num_resamples,
         majority=float(test[int(train.argmax())] / test.sum()),
         settings=settings,
@@ -128,7 +140,32 @@ def run_volume(
         volume=heads[0],
         control=heads[1],
         smoke_test=smoke_test,
+        leakage=leakage,
     )
+
+
+def find_leaks(
+    encoder: str, data: LabeledVolumes, reader: ShardReader, allow: bool, states: Sequence[Path]
+) -> str:
+    """Say whether volumes of the test part were in the pretraining data of a run: some slices tell of each.
+
+    Raises:
+        DataError: some were, and that is not allowed.
+    """
+    chosen = [
+        (number, int(place))
+        for number, volume in enumerate(data.volumes)
+        for place in np.unique(np.linspace(0, len(volume.slices) - 1, LOOKED_FOR + 2).astype(int)[1:-1])
+    ]
+    volumes = [data.volumes[number] for number, _ in chosen]
+    samples = StoredImages(
+        reader.store,
+        reader.snapshot.shards,
+        [(int(v.shards[at]), int(v.rows[at])) for v, (_, at) in zip(volumes, chosen, strict=True)],
+        [f"{v.name}, slice {v.slices[at]}" for v, (_, at) in zip(volumes, chosen, strict=True)],
+    )
+    tested = [bool(data.is_test[number]) for number, _ in chosen]
+    return check_leakage(encoder, samples, images=reader.store.uri, allow=allow, states=states, tested=tested)
 
 
 def compare_heads(
@@ -212,4 +249,5 @@ def _judge(
         num_parameters=sum(parameter.numel() for parameter in learning),
         seconds=trained - began,
         seconds_per_volume=seconds / len(test),
+        scores=np.asarray(scores, np.float64).tolist(),
     )

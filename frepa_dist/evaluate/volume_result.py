@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from frepa_dist.evaluate.leakage import NOT_CHECKED
 from frepa_dist.evaluate.volume_training import VolumeTraining
 from frepa_dist.models.volume import VolumeSettings
 from shards.support.settings import Settings
@@ -20,6 +21,7 @@ class HeadResult(Settings):
         num_parameters: that learned.
         seconds: of training.
         seconds_per_volume: of the test part; with a frozen encoder, from stored maps.
+        scores: (n, K) of the test volumes.
     """
 
     auroc: float
@@ -32,6 +34,7 @@ class HeadResult(Settings):
     num_parameters: int
     seconds: float
     seconds_per_volume: float
+    scores: list[list[float]]
 
 
 class VolumeResult(Settings):
@@ -48,6 +51,7 @@ class VolumeResult(Settings):
         num_missing: gaps in the numbers of all its volumes together.
         split: "given", or "made" with the seed.
         num_test_groups: patients (or volumes that share slices) that the bootstrap draws.
+        test_y: (n,) classes of the test volumes, by number; `test_groups` are what is drawn together.
         majority: accuracy of always naming the most frequent class of the training part.
         settings: of the head; `training`: how it was trained.
         train_encoder: whether the 2D encoder learned too.
@@ -55,6 +59,7 @@ class VolumeResult(Settings):
         volume: the head with attention between slices.
         control: the head without.
         smoke_test: the labels mean nothing medical.
+        leakage: whether volumes were in the pretraining data, in words.
     """
 
     encoder: str
@@ -69,6 +74,8 @@ class VolumeResult(Settings):
     num_missing: int
     split: str
     num_test_groups: int
+    test_y: list[int]
+    test_groups: list[int]
     num_resamples: int
     majority: float
     settings: VolumeSettings
@@ -78,6 +85,7 @@ class VolumeResult(Settings):
     volume: HeadResult
     control: HeadResult
     smoke_test: bool
+    leakage: str = NOT_CHECKED
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for a file."""
@@ -96,6 +104,7 @@ class VolumeResult(Settings):
         )
         lines.append(f"the most frequent class{'':<36} accuracy {self.majority:.3f}")
         lines.append(f"volumes (train + test): {classes}; split {self.split}; {self.num_left_out} left out")
+        lines.append(f"leakage: {self.leakage}")
         if self.smoke_test:
             lines.append("a smoke test: these labels compare no methods")
         return "\n".join(lines)

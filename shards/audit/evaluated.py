@@ -197,16 +197,22 @@ def _decode_all(
 
 
 def _describe(file: _File, unit: int, pixels: Raw) -> Evaluated:
+    known = describe_pixels(file.item.number, pixels)
+    return replace(known, unit=unit, jpeg=file.jpeg, identities=file.identities, patient=file.patient)
+
+
+def describe_pixels(number: int, pixels: Raw) -> Evaluated:
+    """An image of which nothing is known but its pixels, as they are stored; it is the number's."""
     frames = cut_frames(pixels)
     return Evaluated(
-        file=file.item.number,
-        unit=unit,
+        file=number,
+        unit=0,
         pixel_hashes=frozenset([pixel_hash(pixels)]),
-        jpeg=file.jpeg,
-        identities=file.identities,
+        jpeg=None,
+        identities=frozenset(),
         dhashes=_dhashes(pixels, frames),
         patterns=make_patterns(frames),
-        patient=file.patient,
+        patient=None,
     )
 
 

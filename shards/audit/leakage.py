@@ -9,11 +9,10 @@ fingerprints (60 KB each) and one block of samples.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +21,8 @@ from shards.audit.evaluated import Evaluated, plan_tasks, read_evaluated, readin
 from shards.audit.leakage_index import Hit, Kind, States, make_wanted, read_states, scan_index
 from shards.audit.leakage_report import KINDS, Leak, LeakageReport
 from shards.audit.patterns import Patterns, cut_frames, find_matches, make_patterns
-from shards.builder.members import decode_stored, read_member
-from shards.dataset import load_snapshot, read_index
+from shards.audit.stored import StoredImages, image_names, plan_stored, read_samples, read_stored
+from shards.dataset import load_snapshot
 from shards.read.kept import exclusion_rows
 from shards.schema import ShardInfo, Snapshot
 from shards.stores.store import Store, open_store
@@ -50,7 +49,7 @@ class _NearTask:
 
 def find_leakage(
     place: Store | Path | str,
-    files: Sequence[Path],
+    files: Sequence[Path] | StoredImages,
     *,
     images: Path | str = "",
     snapshot: str | None = None,
@@ -64,7 +63,7 @@ def find_leakage(
 
     Args:
         place: the dataset, a folder or `s3://bucket/prefix`.
-        files: of the evaluation, pictures or volumes.
+        files: of the evaluation, pictures or volumes; or samples of another dataset.
         images: what to call them; names in the report are relative to it.
         snapshot: of the dataset, None for the current one.
         modalities: those to search, None for all.
@@ -95,7 +94,7 @@ def find_leakage(
     hits, near = _search_indices(store, found, shards, excluded, evaluated, patients or {}, known)
     rows = _choose(near, most_near)
     matches = _compare(store, found, rows, evaluated, jobs)
-    names = [file_name(path, images) for path in files]
+    names = image_names(files, images)
     num_near = sum(map(len, near.values()))
     num_compared = sum(map(len, rows.values()))
     return LeakageReport(
@@ -116,10 +115,16 @@ def find_leakage(
 
 
 def _read_images(
-    files: Sequence[Path], snapshot: Snapshot, modalities: Collection[str], jobs: int
+    files: Sequence[Path] | StoredImages, snapshot: Snapshot, modalities: Collection[str], jobs: int
 ) -> tuple[list[Evaluated], dict[int, str]]:
     images: list[Evaluated] = []
     unreadable: dict[int, str] = {}
+    if isinstance(files, StoredImages):
+        with Progress(len(files), "evaluation images", unit="sample") as progress:
+            for some in run_tasks(read_stored, plan_stored(files), jobs if len(files) >= _POOL_FROM else 1):
+                images += some
+                progress.update(len(some))
+        return sorted(images, key=lambda image: image.file), unreadable
     tasks = plan_tasks(files, readings_of(snapshot, modalities))
     with Progress(len(files), "evaluation images", unit="file") as progress:
         for result in run_tasks(read_evaluated, tasks, jobs if len(files) >= _POOL_FROM else 1):
@@ -211,20 +216,6 @@ def _read_near(task: _NearTask) -> tuple[_NearTask, list[str], Patterns]:
     return task, [key for key, _ in rows], patterns
 
 
-def read_samples(
-    store: Store, shard: ShardInfo, rows: npt.NDArray[np.int64]
-) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """Keys and pixels of some samples of a shard.
-
-    Raises:
-        DataError: one is damaged.
-    """
-    columns = ("key", "image_offset", "image_size", "image_crc32c", "image_ext", "dtype")
-    for row in read_index(store, shard, columns).take(rows).to_pylist():
-        data = read_member(store, shard.path, row, "image")
-        yield row["key"], decode_stored(data, row["image_ext"], row["dtype"])
-
-
 def _collect(
     hits: Sequence[tuple[int, Hit]],
     matches: Sequence[tuple[int, Hit, float, str]],
@@ -277,8 +268,3 @@ def _not_checked(
     if num_left:
         found["near"] = f"not checked for {num_left} samples with near hashes (--most-near)"
     return found
-
-
-def file_name(path: Path, images: Path | str) -> str:
-    """What a report calls a file: relative to the folder of images where it lies in it."""
-    return str(path.relative_to(images)) if images and path.is_relative_to(images) else str(path)

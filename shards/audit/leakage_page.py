@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from shards.audit.evaluated import EvaluatedTask, preview, readings_of
-from shards.audit.leakage import read_samples
 from shards.audit.leakage_report import KINDS, Leak, LeakageReport
+from shards.audit.stored import read_samples
 from shards.dataset import load_snapshot
 from shards.hf.draw import fit
 from shards.read.windows import to_bytes

@@ -29,14 +29,17 @@ from frepa_dist.evaluate.restore_head import RestoreTraining
 from frepa_dist.evaluate.suite.published import find_published
 from frepa_dist.evaluate.task import ClassName, ProbeTask
 from frepa_dist.evaluate.token_pca import TokenPcaConfig
+from frepa_dist.evaluate.volume_training import VolumeTraining
+from frepa_dist.models.volume import VolumeSettings
 from shards.hf.modalities import MODALITIES
+from shards.read.windows import WindowName
 from shards.support.errors import ConfigError
 from shards.support.settings import Settings, apply_overrides, read_config, validate
 
 Training = dict[str, bool | int | float | str | None]
 """Settings of a head that is trained by steps, as `--train` of a probe takes them."""
 
-HAS_SEED = {"segment": "training", "detect": "training", "restore": "training"} | dict.fromkeys(
+HAS_SEED = dict.fromkeys(("segment", "detect", "restore", "volume"), "training") | dict.fromkeys(
     ("cka", "layer-cka", "layer-spectra", "token-pca"), "config"
 )
 """Where the seed of a task stands, if not in the task itself."""
@@ -203,6 +206,20 @@ class SpectraEntry(TaskEntry):
     num_resamples: int = Field(default=1000, ge=1)
 
 
+class VolumeEntry(TaskEntry):
+    """`frepa evaluate volume`; `images` is a dataset of volumes. See `run_volume`."""
+
+    kind: Literal["volume"]
+    images: str
+    label_column: str = "label"
+    window: WindowName | None = None
+    train_encoder: bool = False
+    head: VolumeSettings = VolumeSettings()
+    training: VolumeTraining = VolumeTraining()
+    num_resamples: int = Field(default=1000, ge=1)
+    smoke_test: bool = False
+
+
 Entry = Annotated[
     ProbeEntry
     | LabelCurveEntry
@@ -215,7 +232,8 @@ Entry = Annotated[
     | LayerCkaEntry
     | ReconstructEntry
     | SpectraEntry
-    | TokenPcaEntry,
+    | TokenPcaEntry
+    | VolumeEntry,
     Field(discriminator="kind"),
 ]
 

@@ -19,6 +19,7 @@ from frepa_dist.evaluate.restore import RestoreResult
 from frepa_dist.evaluate.segment import SegmentResult
 from frepa_dist.evaluate.suite.readings import IMAGE_MEASURES
 from frepa_dist.evaluate.token_probe import TokenResult
+from frepa_dist.evaluate.volume_result import VolumeResult
 from shards.support.page import Page
 
 
@@ -152,6 +153,18 @@ def _of_modality(result: LayerCkaResult, modality: str) -> LayerCkaRow:
     return next(row for row in result.rows if row.modality == modality)
 
 
+def _tell_volume(page: Page, found: Mapping[str, Sequence[VolumeResult]]) -> None:
+    first = next(iter(found.values()))[0]
+    classes = zip(first.classes, first.num_train, first.num_test, strict=True)
+    told = ", ".join(f"{name} {num_train} + {num_test}" for name, num_train, num_test in classes)
+    least, median, most = first.num_slices
+    learns = "learns too" if first.train_encoder else "is frozen"
+    page.text(
+        f"Volumes to learn from + to test on: {told}; split {first.split}; {least} to {most} slices (median "
+        f"{median:g}); {first.num_left_out} volumes without a label left out; the encoder {learns}."
+    )
+
+
 DRAWERS: Mapping[str, Callable[[Page, Any], None]] = {
     "probe": _tell_probe,
     "tokens": _tell_tokens,
@@ -162,5 +175,6 @@ DRAWERS: Mapping[str, Callable[[Page, Any], None]] = {
     "restore": _draw_restore,
     "layer-cka": _draw_layer_cka,
     "layer-spectra": _draw_spectra,
+    "volume": _tell_volume,
 }
 """By kind of task, what is drawn of the results of each encoder's seeds."""

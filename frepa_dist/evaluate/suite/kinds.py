@@ -33,9 +33,11 @@ from frepa_dist.evaluate.suite.config import (
     TokenPcaEntry,
     TokensEntry,
     Training,
+    VolumeEntry,
 )
 from frepa_dist.evaluate.token_pca import run_token_pca
 from frepa_dist.evaluate.token_probe import run_token_probe
+from frepa_dist.evaluate.volume import run_volume
 from shards.support.settings import Settings, dump_yaml
 
 
@@ -205,6 +207,23 @@ def _spectra(task: SpectraEntry, encoder: str, given: Given) -> Settings:
     )
 
 
+def _volume(task: VolumeEntry, encoder: str, given: Given) -> Settings:
+    return run_volume(
+        encoder,
+        task.images,
+        task.label_column,
+        modality=task.modality,
+        window=task.window,
+        train_encoder=task.train_encoder,
+        settings=task.head,
+        training=task.training,
+        num_resamples=task.num_resamples,
+        device=given.extraction.device,
+        smoke_test=task.smoke_test,
+        **given.leakage,
+    )
+
+
 RUNNERS: Mapping[str, Callable[[Any, str, Given], Settings]] = {
     "probe": _probe,
     "label-curve": _label_curve,
@@ -218,5 +237,6 @@ RUNNERS: Mapping[str, Callable[[Any, str, Given], Settings]] = {
     "reconstruct": _reconstruct,
     "layer-spectra": _spectra,
     "token-pca": _token_pca,
+    "volume": _volume,
 }
 """By kind of task: from the task and the source of an encoder to a result of `readings.READERS`."""

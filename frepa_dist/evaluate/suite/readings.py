@@ -28,6 +28,7 @@ from frepa_dist.evaluate.segment import SegmentResult
 from frepa_dist.evaluate.suite.panel import Panel, macro_auroc_of_many
 from frepa_dist.evaluate.token_pca import TokenPcaResult
 from frepa_dist.evaluate.token_probe import TokenResult
+from frepa_dist.evaluate.volume_result import VolumeResult
 
 IMAGE_MEASURES = {"dice": "Dice", "iou": "IoU", "cldice": "clDice", "auroc": "AUROC of pixels"} | {
     "psnr": "PSNR, dB",
@@ -63,7 +64,7 @@ class Reading:
         measures: by name, the main one first: it stands in the summary, and differences are tested of it.
         leakage: whether test images were in the pretraining data, in words; None where nothing was learned
             from labels or masks.
-        unit: what intervals draw, "images" or "patients".
+        unit: what intervals draw: "images", "patients" or "volumes".
     """
 
     measures: dict[str, Measured]
@@ -243,6 +244,18 @@ def read_spectra(result: SpectraResult) -> Reading:
     return Reading(measures, None, "images")
 
 
+def read_volume(result: VolumeResult) -> Reading:
+    """The AUROC of volumes with attention between slices, then that of the head without, and accuracies."""
+    y, groups = np.array(result.test_y, np.int64), np.array(result.test_groups, np.int64)
+    measures = {}
+    for name, head in (("", result.volume), (", each slice alone", result.control)):
+        panel = Panel(np.array(head.scores, np.float64)[None, None], groups, y)
+        measures[f"AUROC{name}"] = Measured(head.auroc, head.auroc_low, head.auroc_high, panel=panel)
+        measures[f"accuracy{name}"] = Measured(head.accuracy, head.accuracy_low, head.accuracy_high)
+    unit = "volumes" if len(np.unique(groups)) == len(groups) else "patients"
+    return Reading(measures, result.leakage, unit)
+
+
 READERS: Mapping[str, tuple[type[Any], Callable[[Any], Reading]]] = {
     "probe": (ProbeResult, read_probe),
     "label-curve": (LabelCurve, read_label_curve),
@@ -256,5 +269,6 @@ READERS: Mapping[str, tuple[type[Any], Callable[[Any], Reading]]] = {
     "reconstruct": (ReconstructionResult, read_reconstruct),
     "layer-spectra": (SpectraResult, read_spectra),
     "token-pca": (TokenPcaResult, read_token_pca),
+    "volume": (VolumeResult, read_volume),
 }
 """By kind of task: the class of its results, and what reads them."""

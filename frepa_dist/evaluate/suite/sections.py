@@ -30,6 +30,7 @@ KINDS = {
     "layer-cka": "Similarity (debiased linear CKA) of layers with each other, and with bands of frequencies.",
     "reconstruct": "Reconstruction by the run's decoder: relative error above 13.4 cycles per image side.",
     "layer-spectra": "Which frequencies the layers pass: relative log-amplitude of their maps.",
+    "volume": "Volumes: a head with attention between slices on the 2D encoder's maps, and the same without.",
     "token-pca": "Tokens as colors: the first three principal components over the tokens of all images.",
 }
 PICTURES = {

@@ -14,7 +14,7 @@ from frepa_dist.evaluate import leakage
 from frepa_dist.evaluate.leakage import check_leakage
 from frepa_dist.export import export_encoder
 from frepa_dist.runs import load_run_config
-from shards.audit.leakage import read_samples
+from shards.audit.stored import read_samples
 from shards.builder.build import BuildConfig, build_dataset
 from shards.dataset import load_snapshot
 from shards.stores.store import open_store
@@ -63,6 +63,21 @@ def test_a_probe_is_refused_unless_leakage_is_allowed(run_dir, labeled, tmp_path
     assert allowed.returncode == 0, allowed.stderr
     assert "same pixels 1" in json.loads(out.read_text())["leakage"]
     assert "of the test part 1 of 3 files, which was allowed" in allowed.stdout
+
+
+def test_samples_of_another_dataset_are_looked_for(run_dir, labeled, tmp_path):
+    settings = BuildConfig(modality="dermoscopy", size=64, labels=str(labeled / "tested.csv"), jobs=1)
+    build_dataset([labeled], tmp_path / "root", settings)
+    refused = frepa("evaluate", "probe", run_dir, tmp_path / "root")
+    assert refused.returncode == 3
+    assert "of the test part 1 of 3 files" in refused.stderr  # 72 pixels there, 64 here: a near duplicate
+    allowed = frepa("evaluate", "probe", run_dir, tmp_path / "root", "--allow-leakage")
+    assert allowed.returncode == 0, allowed.stderr
+    searched = frepa("evaluate", "leakage", run_dir, tmp_path / "root")
+    assert searched.returncode == 3
+    assert "1 of 8 files found among 7 pretraining samples" in searched.stdout
+    page = frepa("evaluate", "leakage", run_dir, tmp_path / "root", "--page", tmp_path / "page.html")
+    assert (page.returncode, "name a folder of files" in page.stderr) == (2, True)
 
 
 def test_an_image_of_the_training_part_is_said_and_not_refused(run_dir, labeled):

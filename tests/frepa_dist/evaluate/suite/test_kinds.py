@@ -18,7 +18,9 @@ from frepa_dist.evaluate.suite.run import Place, run_suite
 from frepa_dist.evaluate.suite.sections import PICTURES
 from frepa_dist.evaluate.suite.summary import summarize
 from frepa_dist.evaluate.suite.tables import write_tables
+from shards.builder.build import BuildConfig, build_dataset
 from tests.frepa_dist.evaluate.drawn import draw_labeled, draw_masked
+from tools.volume_tasks import write_bead_volumes
 
 MAIN = {
     "probe": "AUROC",
@@ -32,6 +34,7 @@ MAIN = {
     "layer-cka": "CKA of the output, band above 8",
     "token-pca": "variance in three components",
     "layer-spectra": "log-amplitude at the highest frequency",
+    "volume": "AUROC",
 }
 
 
@@ -57,6 +60,12 @@ def suite(small_encoder, tmp_path_factory):
         "layer-spectra": {"images": str(labeled), "config": {"num": 4}},
         "token-pca": {"images": str(labeled), "config": {"num": 4}},
     }
+    volumes = tmp_path_factory.mktemp("volumes")
+    labels = write_bead_volumes(volumes / "source", 8)
+    build = BuildConfig(modality="mri", size=32, min_side=32, labels=labels, jobs=1)
+    build_dataset([volumes / "source"], volumes / "root", build)
+    small = {"width": 16, "depth": 2, "num_heads": 2, "num_slices": 4, "overlap": 2}
+    tasks["volume"] = {"images": str(volumes / "root"), "head": small, "training": {"epochs": 1}}
     config = SuiteConfig.model_validate(
         {
             "output": str(tmp_path_factory.mktemp("suite")),
@@ -94,7 +103,7 @@ def test_test_images_make_the_measure(suite, kind):
     assert {name for name, measured in reading.measures.items() if measured.is_up is False} <= {"RMSE"}
     assert kind != "restore" or reading.measures["RMSE"].is_up is False
     patients = kind in ("probe", "label-curve", "tokens", "high-pass")
-    assert reading.unit == ("patients" if patients else "images")
+    assert reading.unit == ("patients" if patients else "volumes" if kind == "volume" else "images")
 
 
 def test_the_page_shows_all_of_them(suite):
