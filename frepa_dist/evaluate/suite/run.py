@@ -109,12 +109,12 @@ def run_suite(config: SuiteConfig, *, only: Sequence[str] = (), say: Say = lambd
     num = len(config.tasks) * sum(len(entry.sources) for entry in config.encoders)
     number, owners = 0, dict[str, str]()  # by digest of weights the first encoder that has them
     for entry in config.encoders:
-        own: dict[str, str] = {}
+        own: dict[str, int] = {}
         for seed, source in enumerate(entry.sources):
             weights = _attempt(partial(read_weights, source, config.device))
             if isinstance(weights, Weights):
-                if (first := own.setdefault(weights.digest, source)) is not source:
-                    weights = _twin(source, first)
+                if (first := own.setdefault(weights.digest, seed)) != seed:
+                    weights = _twin(source, entry.sources[first])
                 elif (other := owners.setdefault(weights.digest, entry.name)) != entry.name:
                     results.alike.append((other, entry.name))
             for task in config.tasks:
