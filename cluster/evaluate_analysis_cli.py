@@ -68,7 +68,7 @@ def evaluate_layer_cka(
 
 @click.command("high-pass")
 @click.argument("encoders", nargs=-1, required=True)
-@click.argument("images", type=FOLDER)
+@click.argument("images")
 @click.option("--labels", type=FOLDER, help="CSV with filename,label[,split]; default: a folder per class.")
 @click.option(
     "--label-column", default="label", show_default=True, help="Column of the CSV that is the label."
@@ -83,7 +83,7 @@ def evaluate_layer_cka(
 @leakage_options
 def evaluate_highpass(
     encoders: tuple[str, ...],
-    images: Path,
+    images: str,
     labels: Path | None,
     label_column: str,
     classes: str | None,

@@ -276,7 +276,7 @@ def judge_heat(
         places, scores, lesions, settings.tolerance, ignored=too_small, most_false=settings.max_false
     )
     pixels = mask_measures(heat, lesions > 0, where & ~too_small, threshold=LEAST_LOGIT)
-    hottest = np.unravel_index(np.argmax(np.where(where, heat, -np.inf)), heat.shape)
+    hottest = np.unravel_index(np.argmax(np.where(where & ~too_small, heat, -np.inf)), heat.shape)
     row = {"pointing": float(lesions[hottest] > 0) if lesions.any() else float("nan")}
     row["auroc"] = pixels["auroc"]
     if settings.source == "decoder":

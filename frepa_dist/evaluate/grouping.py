@@ -46,8 +46,6 @@ def group_samples(pictures: ShardPictures, chosen: Sequence[int]) -> Groups:
     patients, volumes = pictures.patients, pictures.volumes
     has_patients = any(patients[i] for i in chosen)
     has_volumes = any(volumes[i] and not patients[i] for i in chosen)
-    if not has_patients and not has_volumes:
-        return Groups("images", None)
     units: Units = "volumes" if has_volumes else "patients"
     if has_patients and has_volumes:
         units = "patients and volumes"
@@ -56,7 +54,10 @@ def group_samples(pictures: ShardPictures, chosen: Sequence[int]) -> Groups:
     pixels = [*pictures.names, *(one.original for one in pictures.repeats)]
     names = [a or b or c for a, b, c in zip(patients, volumes, _own_names(len(pixels)), strict=True)]
     groups = unite(names, volumes, pixels)
-    return Groups(units, [groups[i] for i in chosen])
+    found = [groups[i] for i in chosen]
+    if not has_patients and not has_volumes and len(set(found)) == len(found):
+        return Groups("images", None)
+    return Groups(units, found)
 
 
 def _own_names(num: int) -> list[str]:

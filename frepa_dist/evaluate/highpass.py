@@ -110,7 +110,7 @@ class HighPassResult(Settings):
 
 def run_highpass(
     encoder: str,
-    images: Path,
+    images: Path | str,
     labels: Path | None = None,
     *,
     label_column: str = "label",
@@ -126,7 +126,7 @@ def run_highpass(
 
     Args:
         encoder: see `features.SOURCES`.
-        images: folder of the images.
+        images: folder of the images, or a dataset that was built with labels.
         labels: CSV file, None for a folder per class (see `labelled.read_labeled`).
         label_column: its column of labels.
         classes: the only classes to use, None for all.

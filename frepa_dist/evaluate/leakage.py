@@ -23,7 +23,7 @@ from shards.audit.stored import StoredImages, image_names
 from shards.dataset import load_snapshot
 from shards.read.balance import drawn_modalities, left_out
 from shards.stores.atomic import replace_file
-from shards.support.errors import FrepaError
+from shards.support.errors import EnvironmentFault, FrepaError
 
 NOT_CHECKED = "not checked"
 FOLDER = "leakage"
@@ -60,6 +60,7 @@ def check_leakage(
 
     Raises:
         DataError: some of the test part were found, and `allow` is not set.
+        EnvironmentFault: of samples: their dataset, or that of the run, cannot be reached.
     """
     run = Path(encoder)
     if not (run / CONFIG).is_file():
@@ -67,6 +68,8 @@ def check_leakage(
     try:
         report = search_run(run, files, images=images, states=states, patients=patients)
     except FrepaError as error:
+        if isinstance(files, StoredImages) and isinstance(error, EnvironmentFault):
+            raise  # it may be the evaluation's own dataset
         return f"{NOT_CHECKED}: the dataset of the run cannot be searched ({error})"
     summary = report.summary() + _before(run)
     if not report.found:
@@ -74,7 +77,8 @@ def check_leakage(
     is_tested = [True] * len(files) if tested is None else tested
     in_test = {name for name, is_test in zip(image_names(files, images), is_tested, strict=True) if is_test}
     leaks = [leak for leak in report.found if leak.file in in_test]
-    summary = f"{summary}; of the test part {len({leak.file for leak in leaks})} of {len(in_test)} files"
+    num_leaks = len({leak.file for leak in leaks})
+    summary = f"{summary}; of the test part {num_leaks} of {len(in_test)} {report.unit}"
     if leaks and not allow:
         raise leakage_error(summary, images, leaks[0].describe(with_file=False))
     return f"{summary}, which was allowed" if leaks else summary

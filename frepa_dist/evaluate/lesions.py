@@ -104,22 +104,19 @@ def match_candidates(
         scores: (n,), highest first.
         lesions: (H, W), see `label_lesions`.
         tolerance: pixels that a candidate may lie outside of a lesion.
-        ignored: (H, W), where candidates that hit no lesion are not counted.
+        ignored: (H, W), where, and so near to which, candidates that hit no lesion are not counted.
         most_false: how many candidates in no lesion are kept, the highest ones; None keeps all.
     """
-    if ignored is not None:
-        stays = (lesions > 0)[tuple(places.T)] | ~ignored[tuple(places.T)]
-        places, scores = places[stays], scores[stays]
-    num = int(lesions.max(initial=0))
-    if num == 0:
-        return Candidates(scores[:most_false], np.empty(0))
-    distance, nearest = distance_transform_edt(lesions == 0, return_indices=True)
     rows, columns = places.T
-    is_near = distance[rows, columns] <= tolerance
-    hit = np.where(is_near, lesions[tuple(nearest[:, rows, columns])], 0)
-    best = np.full(num + 1, -np.inf)
-    np.maximum.at(best, hit, scores)
-    return Candidates(scores[~is_near][:most_false], best[1:])
+    num = int(lesions.max(initial=0))
+    is_false, best = np.ones(len(places), bool), np.full(num + 1, -np.inf)
+    if num:
+        distance, nearest = distance_transform_edt(lesions == 0, return_indices=True)
+        is_false = distance[rows, columns] > tolerance
+        np.maximum.at(best, np.where(is_false, 0, lesions[tuple(nearest[:, rows, columns])]), scores)
+    if ignored is not None and ignored.any():
+        is_false &= distance_transform_edt(~ignored)[rows, columns] > tolerance
+    return Candidates(scores[is_false][:most_false], best[1:])
 
 
 def froc_thresholds(images: Sequence[Candidates], rates: Sequence[float] = RATES) -> Float64:

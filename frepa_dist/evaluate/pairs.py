@@ -226,7 +226,7 @@ def load_mask(path: Path | None, shape: tuple[int, int]) -> Mask:
         is_lossy = check_format(data) in LOSSY
     except Unreadable as error:
         raise Unreadable(error.reason, error.detail, where=path) from error
-    brightest = pixels if pixels.ndim == 2 else pixels.max(axis=2)
+    brightest = np.nan_to_num(pixels if pixels.ndim == 2 else pixels.max(axis=2))
     mask: Mask = brightest >= LEAST_LOSSY if is_lossy else brightest != 0
     if is_lossy and brightest.any() and not mask.any():
         raise DataError(

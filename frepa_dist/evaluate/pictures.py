@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -133,9 +133,15 @@ class FilePictures:
 
 def _digest_of_file(folder: Path, name: str) -> str:
     try:
-        return hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        stat = (folder / name).stat()
+        return _digest_at(str(folder / name), stat.st_size, stat.st_mtime_ns)
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", where=folder / name) from error
+
+
+@lru_cache(maxsize=1 << 18)  # a suite asks for those of a task once for every encoder
+def _digest_at(path: str, _num_bytes: int, _changed: int) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def in_threads(function: Callable[[Any], T], items: Sequence[Any]) -> Iterator[T]:
@@ -262,7 +268,7 @@ def open_shards(root: Path | str, modality: str | None = None) -> ShardPictures:
         )
     reader = ShardReader(root, snapshot)
     excluded = exclusion_rows(root, snapshot)
-    _, repeats = read_duplicates(root, snapshot)
+    replaced, repeats = read_duplicates(root, snapshot)
     found = ShardPictures(reader, [], [], [])
     for number, shard in enumerate(snapshot.shards):
         if modality not in (None, shard.modality):
@@ -271,6 +277,7 @@ def open_shards(root: Path | str, modality: str | None = None) -> ShardPictures:
         found.repeats.extend(
             Repeat(original, table["patient"][row].as_py(), table["volume"][row].as_py())
             for row, original in repeats[number].items()
+            if row not in replaced[number]
         )
         kept = np.delete(np.arange(table.num_rows), excluded.get(number, []))
         table = table.take(kept)

@@ -19,7 +19,7 @@ Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 Measure = Callable[[Float64, Int64], float]
 
-LEAST_WHOLE = 0.1
+LEAST_WHOLE, NUM_TRIED = 0.1, 100
 """Share of the draws of a bootstrap that have to hold every class, for those that do not to be made again."""
 
 
@@ -113,7 +113,8 @@ def resamples(units: Int64, y: Int64, num: int, seed: int) -> Iterator[Int64]:
     """Draw images with replacement, whole units (patients) at a time.
 
     Of a draw that lacks a class no AUROC can be taken: it is made again. Where so many classes are rare that
-    most draws would be (`LEAST_WHOLE`), each class that a draw lacks gets one of its units, at random.
+    most draws would be (`LEAST_WHOLE` of `NUM_TRIED`), units that hold the classes that a draw lacks are
+    added to it at random.
 
     Args:
         units: (n,) which unit each image belongs to.
@@ -124,19 +125,26 @@ def resamples(units: Int64, y: Int64, num: int, seed: int) -> Iterator[Int64]:
     Yields:
         Indices of images, as many as their units hold; of rare classes a few more.
     """
-    rng = sample_rng(seed, 0, 0, "bootstrap")
     members = members_of(units)
     numbers = np.unique(units, return_inverse=True)[1]
     holders = {k: np.unique(numbers[y == k]) for k in np.unique(y).tolist()}
-    lacking = [(1 - len(those) / len(members)) ** len(members) for those in holders.values()]
-    is_common = np.prod(1 - np.array(lacking)) >= LEAST_WHOLE  # as if classes came independently
-    while num:
+
+    def draw(rng: np.random.Generator) -> tuple[Int64, set[int]]:
         drawn = np.concatenate([members[unit] for unit in rng.integers(len(members), size=len(members))])
-        missing = holders.keys() - set(np.unique(y[drawn]).tolist())
+        return drawn, holders.keys() - set(np.unique(y[drawn]).tolist())
+
+    trial = sample_rng(seed, 0, 0, "bootstrap, tried")  # of its own, so that the draws stay what they are
+    is_common = np.mean([not draw(trial)[1] for _ in range(NUM_TRIED)]) >= LEAST_WHOLE
+    rng = sample_rng(seed, 0, 0, "bootstrap")
+    while num:
+        drawn, missing = draw(rng)
         if missing and is_common:
             continue
         num -= 1
-        yield np.concatenate([drawn, *(members[rng.choice(holders[k])] for k in sorted(missing))])
+        while missing:
+            added = members[rng.choice(holders[min(missing)])]
+            drawn, missing = np.concatenate([drawn, added]), missing - set(y[added].tolist())
+        yield drawn
 
 
 def members_of(units: Int64) -> list[Int64]:

@@ -24,6 +24,7 @@ from frepa_dist.config import RunConfig
 from frepa_dist.evaluate.classifiers import choose_c, fit_neighbors
 from frepa_dist.evaluate.extract import extract_features
 from frepa_dist.evaluate.features import encoder_of_run
+from frepa_dist.evaluate.pictures import is_dataset
 from frepa_dist.evaluate.reconstruct import ReconstructionSettings, compare, list_previews, scale_images
 from frepa_dist.evaluate.scores import Bool, Int64, macro_auroc
 from frepa_dist.evaluate.splits import LEAST, cross_validation
@@ -71,6 +72,8 @@ def measure_labeled(
     Raises:
         FrepaError: what is wrong with the run, the images or the labels.
     """
+    if is_dataset(images):
+        raise ConfigError("a sweep's metric reads files, and this is a dataset", where=images)
     task = ProbeTask(
         images=str(images),
         labels=labels,

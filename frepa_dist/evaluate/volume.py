@@ -20,7 +20,7 @@ from torch import Tensor
 
 from frepa_dist.evaluate.features import load_encoder
 from frepa_dist.evaluate.heads import seeded
-from frepa_dist.evaluate.leakage import check_leakage
+from frepa_dist.evaluate.leakage import NOT_CHECKED, check_leakage
 from frepa_dist.evaluate.scores import accuracy, bootstrap_intervals, macro_auroc
 from frepa_dist.evaluate.volume_data import (
     LabeledVolumes,
@@ -129,6 +129,7 @@ def run_volume(
         num_missing=sum(volume.num_missing for volume in data.volumes),
         split=data.split,
         num_test_groups=len(np.unique(data.groups[data.is_test])),
+        resampled="patients" if any(volume.patient for volume in data.volumes) else "volumes",
         test_y=data.y[data.is_test].tolist(),
         test_groups=data.groups[data.is_test].tolist(),
         num_resamples=num_resamples,
@@ -165,7 +166,8 @@ def find_leaks(
         [f"{v.name}, slice {v.slices[at]}" for v, (_, at) in zip(volumes, chosen, strict=True)],
     )
     tested = [bool(data.is_test[number]) for number, _ in chosen]
-    return check_leakage(encoder, samples, images=reader.store.uri, allow=allow, states=states, tested=tested)
+    said = check_leakage(encoder, samples, images=reader.store.uri, allow=allow, states=states, tested=tested)
+    return said if said.startswith(NOT_CHECKED) else f"{said} (of each volume {LOOKED_FOR} slices)"
 
 
 def compare_heads(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from frepa_dist.evaluate.grouping import Units
 from frepa_dist.evaluate.leakage import NOT_CHECKED
 from frepa_dist.evaluate.volume_training import VolumeTraining
 from frepa_dist.models.volume import VolumeSettings
@@ -50,7 +51,8 @@ class VolumeResult(Settings):
         num_slices: least, median and most slices of a volume.
         num_missing: gaps in the numbers of all its volumes together.
         split: "given", or "made" with the seed.
-        num_test_groups: patients (or volumes that share slices) that the bootstrap draws.
+        resampled: what the bootstrap draws; volumes that share slices are drawn together.
+        num_test_groups: how many of these there are.
         test_y: (n,) classes of the test volumes, by number; `test_groups` are what is drawn together.
         majority: accuracy of always naming the most frequent class of the training part.
         settings: of the head; `training`: how it was trained.
@@ -73,6 +75,7 @@ class VolumeResult(Settings):
     num_slices: tuple[int, float, int]
     num_missing: int
     split: str
+    resampled: Units
     num_test_groups: int
     test_y: list[int]
     test_groups: list[int]

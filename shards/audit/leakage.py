@@ -19,9 +19,17 @@ import numpy.typing as npt
 
 from shards.audit.evaluated import Evaluated, plan_tasks, read_evaluated, readings_of
 from shards.audit.leakage_index import Hit, Kind, States, make_wanted, read_states, scan_index
-from shards.audit.leakage_report import KINDS, Leak, LeakageReport
+from shards.audit.leakage_report import KINDS, Leak, LeakageReport, merge_reports
 from shards.audit.patterns import Patterns, cut_frames, find_matches, make_patterns
-from shards.audit.stored import StoredImages, image_names, plan_stored, read_samples, read_stored
+from shards.audit.stored import (
+    MOST_AT_ONCE,
+    StoredImages,
+    cut_blocks,
+    image_names,
+    plan_stored,
+    read_samples,
+    read_stored,
+)
 from shards.dataset import load_snapshot
 from shards.read.kept import exclusion_rows
 from shards.schema import ShardInfo, Snapshot
@@ -76,8 +84,22 @@ def find_leakage(
     Raises:
         ConfigError: the dataset has no such modality, or a folder is no state.
         DataError: the dataset is damaged.
-        EnvironmentFault: it cannot be reached.
+        EnvironmentFault: it cannot be reached, or that of the samples.
     """
+    if isinstance(files, StoredImages) and len(files) > MOST_AT_ONCE:
+        return merge_reports(
+            find_leakage(
+                place,
+                block,
+                images=images,
+                snapshot=snapshot,
+                modalities=modalities,
+                states=states,
+                most_near=most_near,
+                jobs=jobs,
+            )
+            for block in cut_blocks(files)
+        )
     store = open_store(place)
     found = load_snapshot(store, snapshot)
     searched = found.modalities if modalities is None else tuple(modalities)
@@ -97,6 +119,9 @@ def find_leakage(
     names = image_names(files, images)
     num_near = sum(map(len, near.values()))
     num_compared = sum(map(len, rows.values()))
+    not_checked = _not_checked(known, states, evaluated, patients or {}, num_near - num_compared)
+    if isinstance(files, StoredImages):
+        not_checked |= {"patient": "not checked of samples: their names are salted"}
     return LeakageReport(
         dataset=store.uri,
         snapshot=found.hash,
@@ -109,7 +134,8 @@ def find_leakage(
         num_samples=sum(found.shards[i].num_samples - len(excluded.get(i, ())) for i in shards),
         num_near=num_near,
         num_compared=num_compared,
-        not_checked=_not_checked(known, states, evaluated, patients or {}, num_near - num_compared),
+        unit="samples" if isinstance(files, StoredImages) else "files",
+        not_checked=not_checked,
         found=_collect(hits, matches, found, evaluated, names),
     )
 
@@ -122,8 +148,9 @@ def _read_images(
     if isinstance(files, StoredImages):
         with Progress(len(files), "evaluation images", unit="sample") as progress:
             for some in run_tasks(read_stored, plan_stored(files), jobs if len(files) >= _POOL_FROM else 1):
-                images += some
-                progress.update(len(some))
+                images += some.images
+                unreadable |= some.unreadable
+                progress.update(len(some.images) + len(some.unreadable))
         return sorted(images, key=lambda image: image.file), unreadable
     tasks = plan_tasks(files, readings_of(snapshot, modalities))
     with Progress(len(files), "evaluation images", unit="file") as progress:

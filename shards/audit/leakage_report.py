@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pydantic import Field
 
@@ -61,6 +61,7 @@ class LeakageReport(Settings):
         dataset, snapshot: where the pretraining data are.
         images: where the evaluation's are.
         modalities: of the dataset that were searched.
+        unit: what the evaluation consists of: "files", or "samples" of another dataset.
         num_files, num_images: of the evaluation; a file may hold several images.
         unreadable: files that could not be read, with the reason; nothing is known of them.
         num_plain: images with so little structure of their own that near duplicates cannot be told.
@@ -75,6 +76,7 @@ class LeakageReport(Settings):
     snapshot: str
     images: str
     modalities: tuple[str, ...]
+    unit: str = "files"
     num_files: int
     num_images: int
     unreadable: dict[str, str]
@@ -96,9 +98,10 @@ class LeakageReport(Settings):
         """One sentence."""
         where = f"{self.num_samples} pretraining samples (snapshot {self.snapshot})"
         if not self.found:
-            return f"none of {self.num_files} files found among {where}{self._limits()}"
+            return f"none of {self.num_files} {self.unit} found among {where}{self._limits()}"
         counts = ", ".join(f"{KINDS[kind]} {self.num_files_of(kind)}" for kind in self.kinds)
-        return f"{len(self.files)} of {self.num_files} files found among {where}: {counts}{self._limits()}"
+        found = f"{len(self.files)} of {self.num_files} {self.unit} found among {where}"
+        return f"{found}: {counts}{self._limits()}"
 
     @property
     def kinds(self) -> list[Kind]:
@@ -112,7 +115,7 @@ class LeakageReport(Settings):
     def _limits(self) -> str:
         parts = [f"{KINDS[kind]} {why}" for kind, why in self.not_checked.items()]
         if self.unreadable:
-            parts.append(f"{len(self.unreadable)} files unreadable")
+            parts.append(f"{len(self.unreadable)} {self.unit} unreadable")
         if self.num_plain:
             parts.append(f"{self.num_plain} images too plain to tell near duplicates")
         return f"; {'; '.join(parts)}" if parts else ""
@@ -121,12 +124,12 @@ class LeakageReport(Settings):
         """The report as text."""
         lines = [
             f"{self.dataset}: snapshot {self.snapshot}, {self.num_samples} samples",
-            f"{self.images}: {self.num_files} files, {self.num_images} images",
+            f"{self.images}: {self.num_files} {self.unit}, {self.num_images} images",
             f"{self.num_samples} hashes searched, {self.num_near} near, {self.num_compared} compared",
         ]
         for kind, name in KINDS.items():
             why = f"  {self.not_checked[kind]}" if kind in self.not_checked else ""
-            lines.append(f"  {name:<14}  {self.num_files_of(kind):>6} files{why}")
+            lines.append(f"  {name:<14}  {self.num_files_of(kind):>6} {self.unit}{why}")
         lines += [f"  {leak.describe()}" for leak in self.found[:_LISTED]]
         if len(self.found) > _LISTED:
             lines.append(f"  and {len(self.found) - _LISTED} more")
@@ -140,6 +143,19 @@ class LeakageReport(Settings):
         """
         if self.found:
             raise leakage_error(self.summary(), self.images, self.found[0].describe())
+
+
+def merge_reports(reports: Iterable[LeakageReport]) -> LeakageReport:
+    """Put together what was found of the parts of an evaluation."""
+    first, *others = reports
+    total = first.model_dump()
+    for other in others:
+        for name in ("num_files", "num_images", "num_plain", "num_near", "num_compared"):
+            total[name] += getattr(other, name)
+        total["unreadable"] |= other.unreadable
+        total["not_checked"] |= other.not_checked
+        total["found"] += other.found
+    return LeakageReport.model_validate(total)
 
 
 def leakage_error(summary: str, where: object, first: str) -> DataError:

@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shards.audit.evaluated import Evaluated, describe_pixels
+from shards.audit.evaluated import EvaluatedResult, describe_pixels
 from shards.builder.members import decode_stored, read_member
 from shards.dataset import read_index
 from shards.schema import ShardInfo
 from shards.stores.store import Store
+from shards.support.errors import DataError
 
+MOST_AT_ONCE = 20_000  # samples that are looked for
 _ROWS_AT_ONCE = 128
+_IMAGE = ("key", "image_offset", "image_size", "image_crc32c", "image_ext", "dtype")
 
 
 @dataclass(frozen=True)
@@ -60,14 +63,23 @@ def plan_stored(images: StoredImages) -> Iterator[StoredTask]:
             yield StoredTask(images.store, images.shards[number], places[some, 1], some)
 
 
-def read_stored(task: StoredTask) -> list[Evaluated]:
-    """Read the samples of a task.
+def cut_blocks(images: StoredImages) -> Iterator[StoredImages]:
+    """Cut samples into blocks that are looked for one after the other: each sample takes 60 KB of memory."""
+    for start in range(0, len(images), MOST_AT_ONCE):
+        some = slice(start, start + MOST_AT_ONCE)
+        yield StoredImages(images.store, images.shards, images.places[some], images.names[some])
 
-    Raises:
-        DataError: one is damaged.
-    """
-    samples = read_samples(task.store, task.shard, task.rows)
-    return [describe_pixels(int(n), pixels) for n, (_, pixels) in zip(task.numbers, samples, strict=True)]
+
+def read_stored(task: StoredTask) -> EvaluatedResult:
+    """Read the samples of a task; those that are damaged are told."""
+    images, unreadable = [], {}
+    rows = read_index(task.store, task.shard, _IMAGE).take(task.rows).to_pylist()
+    for number, row in zip(task.numbers.tolist(), rows, strict=True):
+        try:
+            images.append(describe_pixels(number, _read_pixels(task.store, task.shard, row)))
+        except DataError as error:
+            unreadable[number] = str(error)
+    return EvaluatedResult(images, unreadable)
 
 
 def read_samples(
@@ -78,10 +90,12 @@ def read_samples(
     Raises:
         DataError: one is damaged.
     """
-    columns = ("key", "image_offset", "image_size", "image_crc32c", "image_ext", "dtype")
-    for row in read_index(store, shard, columns).take(rows).to_pylist():
-        data = read_member(store, shard.path, row, "image")
-        yield row["key"], decode_stored(data, row["image_ext"], row["dtype"])
+    for row in read_index(store, shard, _IMAGE).take(rows).to_pylist():
+        yield row["key"], _read_pixels(store, shard, row)
+
+
+def _read_pixels(store: Store, shard: ShardInfo, row: dict[str, Any]) -> npt.NDArray[Any]:
+    return decode_stored(read_member(store, shard.path, row, "image"), row["image_ext"], row["dtype"])
 
 
 def image_names(files: Sequence[Path] | StoredImages, images: Path | str) -> list[str]:

@@ -155,7 +155,7 @@ class HighPassEntry(TaskEntry):
     """`frepa evaluate high-pass`; see `run_highpass`."""
 
     kind: Literal["high-pass"]
-    images: Path
+    images: str
     labels: Path | None = None
     label_column: str = "label"
     classes: tuple[ClassName, ...] | None = None

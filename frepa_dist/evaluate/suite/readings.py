@@ -175,7 +175,7 @@ def read_highpass(result: HighPassResult) -> Reading:
         value = float(macro_auroc_of_many(scores[place], y))
         low, high = result.auroc_low[place], result.auroc_high[place]
         measures[name] = Measured(value, low, high, panel=Panel(scores[None, [place]], groups, y))
-    return Reading(measures, result.leakage, _unit(result.groups))
+    return Reading(measures, result.leakage, result.resampled)
 
 
 def read_cka(result: CkaResult) -> Reading:
@@ -252,8 +252,7 @@ def read_volume(result: VolumeResult) -> Reading:
         panel = Panel(np.array(head.scores, np.float64)[None, None], groups, y)
         measures[f"AUROC{name}"] = Measured(head.auroc, head.auroc_low, head.auroc_high, panel=panel)
         measures[f"accuracy{name}"] = Measured(head.accuracy, head.accuracy_low, head.accuracy_high)
-    unit = "volumes" if len(np.unique(groups)) == len(groups) else "patients"
-    return Reading(measures, result.leakage, unit)
+    return Reading(measures, result.leakage, result.resampled)
 
 
 READERS: Mapping[str, tuple[type[Any], Callable[[Any], Reading]]] = {

@@ -12,8 +12,11 @@ from PIL import Image
 
 from frepa_dist.evaluate import leakage
 from frepa_dist.evaluate.leakage import check_leakage
+from frepa_dist.evaluate.pictures import open_shards
 from frepa_dist.export import export_encoder
 from frepa_dist.runs import load_run_config
+from shards.audit import leakage as audit
+from shards.audit import stored
 from shards.audit.stored import read_samples
 from shards.builder.build import BuildConfig, build_dataset
 from shards.dataset import load_snapshot
@@ -70,14 +73,30 @@ def test_samples_of_another_dataset_are_looked_for(run_dir, labeled, tmp_path):
     build_dataset([labeled], tmp_path / "root", settings)
     refused = frepa("evaluate", "probe", run_dir, tmp_path / "root")
     assert refused.returncode == 3
-    assert "of the test part 1 of 3 files" in refused.stderr  # 72 pixels there, 64 here: a near duplicate
+    assert "of the test part 1 of 3 samples" in refused.stderr  # 72 pixels there, 64 here: a near duplicate
     allowed = frepa("evaluate", "probe", run_dir, tmp_path / "root", "--allow-leakage")
     assert allowed.returncode == 0, allowed.stderr
     searched = frepa("evaluate", "leakage", run_dir, tmp_path / "root")
     assert searched.returncode == 3
-    assert "1 of 8 files found among 7 pretraining samples" in searched.stdout
+    assert "1 of 8 samples found among 7 pretraining samples" in searched.stdout
     page = frepa("evaluate", "leakage", run_dir, tmp_path / "root", "--page", tmp_path / "page.html")
     assert (page.returncode, "name a folder of files" in page.stderr) == (2, True)
+
+
+def test_samples_are_looked_for_in_blocks_and_damaged_ones_are_told(small_dataset, tmp_path, monkeypatch):
+    copy = shutil.copytree(small_dataset, tmp_path / "copy")
+    monkeypatch.setattr(stored, "MOST_AT_ONCE", 3)
+    monkeypatch.setattr(audit, "MOST_AT_ONCE", 3)
+    report = audit.find_leakage(small_dataset, open_shards(copy).stored(), jobs=1)
+    assert (report.num_files, len(report.files), report.unreadable) == (7, 7, {})
+    (shard,) = load_snapshot(copy).shards
+    with (copy / shard.path).open("r+b") as file:
+        file.seek(600)  # in the first member, behind its header
+        file.write(b"damaged")
+    report = audit.find_leakage(small_dataset, open_shards(copy).stored(), jobs=1)
+    assert (len(report.files), len(report.unreadable)) == (6, 1)
+    assert "6 of 7 samples found" in report.summary()
+    assert "1 samples unreadable" in report.summary()
 
 
 def test_an_image_of_the_training_part_is_said_and_not_refused(run_dir, labeled):

@@ -129,6 +129,13 @@ def test_what_is_ignored_is_neither_found_nor_false():
     places, scores = np.array([[1, 1], [10, 10], [15, 15]]), np.array([3.0, 2.0, 1.0])
     found = match_candidates(places, scores, lesions, ignored=ignored)
     assert (found.lesion_scores.tolist(), found.false_scores.tolist()) == ([3], [1])
+    # a tolerance holds for what is ignored too, and a real lesion comes first
+    near = match_candidates(np.add(places, [[0, 0], [2, 0], [0, 0]]), scores, lesions, 1, ignored=ignored)
+    assert (near.lesion_scores.tolist(), near.false_scores.tolist()) == ([3], [1])
+    ignored[4, 0:4] = True
+    near = match_candidates(np.array([[4, 2]]), np.array([5.0]), lesions, 1, ignored=ignored)
+    assert (near.lesion_scores.tolist(), near.false_scores.tolist()) == ([5], [])
+    ignored[4, 0:4] = False
     outlines = ignored.copy()
     outlines[0:4, 0:4] = outlines[9, 10] = outlines[18, 0:3] = True
     measures = outline_measures(outlines, lesions, ignored=ignored)

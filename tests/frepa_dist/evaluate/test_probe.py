@@ -176,6 +176,10 @@ def test_samples_whose_repeat_names_a_patient_are_one_group():
     assert units == "patients and volumes"
     assert (groups[0] == groups[2], groups[1] == groups[3], len(set(groups))) == (True, True, 3)
     assert group_samples(pictures, [0, 1, 4]) == ("images", None)
+    only_repeats = [Repeat("a", "p", None), Repeat("b", "p", None)]
+    pictures = ShardPictures(None, names, [], [], [], [None] * 5, [None] * 5, only_repeats)
+    _, groups = group_samples(pictures, range(5))
+    assert (groups[0] == groups[1], len(set(groups))) == (True, 4)
 
 
 def test_equal_files_are_on_one_side_of_a_split(folder, tmp_path):

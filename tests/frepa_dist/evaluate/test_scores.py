@@ -133,6 +133,19 @@ def test_many_rare_classes_are_drawn_at_once():
     assert low == high == 1
 
 
+def test_classes_that_come_together_are_not_taken_for_rare():
+    units = np.concatenate([np.repeat([0, 1], 30), np.arange(2, 10)])  # two volumes hold all classes
+    y = np.concatenate([np.tile(np.arange(30), 2), np.zeros(8, int)])
+    for found, known in zip(resamples(units, y, 50, 0), drawn_again(units, y, 50, 0), strict=True):
+        np.testing.assert_array_equal(found, known)
+    # twelve volumes of five classes each, of which few draws hold all: a volume is added once for its five
+    units = np.concatenate([np.repeat(np.arange(12), 5), np.arange(12, 112)])
+    y = np.concatenate([np.arange(60), np.zeros(100, int)])
+    counts = np.array([np.bincount(y[rows], minlength=60)[5:] for rows in resamples(units, y, 100, 0)])
+    assert counts.min() == 1
+    assert counts.mean() == pytest.approx(1 + np.exp(-1), abs=0.1)
+
+
 def test_members_of_many_units_are_found_at_once():
     units = np.random.default_rng(0).permutation(np.repeat(np.arange(100_000), 2))
     found = members_of(units)  # minutes, unit by unit
