@@ -49,5 +49,6 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "hf_masking": ("retmae/hf_masking_vit_b", TINY_VIT),
     "pixmim": ("retmae/pixmim_vit_b", TINY_VIT),
     "retmae": ("retmae/vit_b", TINY_VIT),
+    "retmae_random": ("retmae/teacher_random_vit_b", TINY_VIT),
     "random_mae": (MAE, TINY_VIT),
 }

@@ -44,7 +44,7 @@ from frepa_dist.methods.base import (
     StepInfo,
     SubmoduleSpec,
 )
-from frepa_dist.methods.mine_term import HmiConfig, MineTerm, ema_momentum
+from frepa_dist.methods.mine_term import HmiConfig, MineTerm, ema_momentum, teacher_tokens
 from frepa_dist.methods.restoration import RestorationConfig, detail_metrics, restoration_terms
 from frepa_dist.methods.terms import TermConfig, is_active, scheduled_weight
 from frepa_dist.methods.whole_image import (
@@ -206,11 +206,11 @@ class Frepa(Method):
     @torch.no_grad()
     def targets(self, nets: Mapping[str, nn.Module], batch: Batch, info: StepInfo) -> dict[str, Tensor]:
         """See `Method`: `teacher` (B, D) of the HF tokens of the clean images."""
-        if not scheduled_weight(self._hmi, info):
+        if self._hmi is None or not scheduled_weight(self._hmi, info):
             return {}
         model = self.config.model
         images = standardize(clean_images(batch, model), model.mean, model.std)
-        return {"teacher": nets["teacher"](images, batch["hf_indices"])}
+        return {"teacher": nets["teacher"](images, teacher_tokens(self._hmi, batch))}
 
     def losses(
         self,

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from frepa_dist.draws import SampleDraws
 from frepa_dist.methods.base import Batch, Comm, StepInfo
 from frepa_dist.methods.terms import TermConfig
 from frepa_dist.mutual_information import (
@@ -53,11 +56,14 @@ class HmiConfig(MineConfig, TermConfig):
 
     Attributes:
         ema_momentum: share of the teacher kept in a step at the start; it rises to 1 by a cosine.
+        tokens: what the teacher sees. "random" is a control: as many tokens, drawn anew for every view, tell
+            whether it is their detail that helps.
     """
 
     weight: float = Field(default=0.1, ge=0)
     warmup_fraction: float = Field(default=0.1, ge=0, le=1)
     ramp_fraction: float = Field(default=0.05, ge=0, le=1)
+    tokens: Literal["hf", "random"] = "hf"
     ema_momentum: float = Field(default=0.996, ge=0, le=1)
 
 
@@ -113,3 +119,14 @@ class MineTerm:
             "log_partition": result.log_partition,
             "skipped": result.skipped.float(),
         }
+
+
+def teacher_tokens(config: HmiConfig, batch: Batch) -> Tensor:
+    """Which tokens of each view the teacher sees, (B, K) int64: the HF tokens, or as many at random."""
+    indices: Tensor = batch["hf_indices"]
+    if config.tokens == "hf":
+        return indices
+    num_tokens = batch["mask_noise"].shape[1]
+    generators = SampleDraws(batch["draw_key"], "cpu").generators("tokens of the teacher")
+    drawn = [generator.permutation(num_tokens)[: indices.shape[1]] for generator in generators]
+    return torch.from_numpy(np.stack(drawn)).to(indices)

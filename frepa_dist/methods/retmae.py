@@ -32,7 +32,7 @@ from frepa_dist.methods.mae import (
     preview_masked,
     reconstruct,
 )
-from frepa_dist.methods.mine_term import HmiConfig, MineConfig, MineTerm, ema_momentum
+from frepa_dist.methods.mine_term import HmiConfig, MineConfig, MineTerm, ema_momentum, teacher_tokens
 from frepa_dist.methods.terms import scheduled_weight
 from frepa_dist.models.auxiliary import (
     auxiliary_width,
@@ -151,11 +151,12 @@ class RetMae(Method):
 
     @torch.no_grad()
     def targets(self, nets: Mapping[str, nn.Module], batch: Batch, info: StepInfo) -> dict[str, Tensor]:
-        """See `Method`: `teacher` (B, D) of the HF tokens, `auxiliary` (B, D') of the whole view."""
+        """See `Method`: `teacher` (B, D) of the HF tokens (or random ones), `auxiliary` (B, D') of the whole view."""
         weights, targets = self._weights(info), {}
         if weights.get("hmi"):
             images = normalize_images(batch, self.config.model)
-            told = nets["teacher"](images, batch["hf_indices"])
+            assert self.config.hmi is not None
+            told = nets["teacher"](images, teacher_tokens(self.config.hmi, batch))
             # tokens of a vision transformer; a backbone has pooled its cells already
             targets["teacher"] = told if told.ndim == 2 else pool_tokens(told)
         if weights.get("aux"):

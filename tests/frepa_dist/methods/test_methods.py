@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from frepa_dist.config import RunConfig
 from frepa_dist.methods.base import Losses, StepInfo
 from frepa_dist.methods.mae import MaeConfig, ModelConfig, create_model, create_student, normalize_images
-from frepa_dist.methods.mine_term import HmiConfig, ema_momentum
+from frepa_dist.methods.mine_term import HmiConfig, ema_momentum, teacher_tokens
 from frepa_dist.methods.registry import create_method
 from frepa_dist.methods.retmae import AuxConfig, RetMaeConfig
 from frepa_dist.methods.terms import scheduled_weight
@@ -132,6 +132,21 @@ def test_the_teacher_sees_the_hf_tokens_alone():
     images[rest] = 0
     changed = {**batch, "image": nets["student"].unpatchify(images)}
     assert torch.equal(method.targets(nets, changed, LATE)["teacher"], before)
+
+
+def test_the_teacher_sees_random_tokens_as_a_control():
+    config = RetMaeConfig(model=MODEL, hmi=HmiConfig(tokens="random"))
+    batch = {**whole_batch(), "draw_key": [3 + number for number in range(NUM_SAMPLES)]}
+    chosen = teacher_tokens(config.hmi, batch)
+    assert chosen.shape == batch["hf_indices"].shape
+    assert all(len(set(row)) == len(row) and set(row) <= set(range(16)) for row in chosen.tolist())
+    assert len({tuple(row) for row in chosen.tolist()}) == NUM_SAMPLES
+    part = {**batch, "hf_indices": batch["hf_indices"][2:], "draw_key": batch["draw_key"][2:]}
+    assert torch.equal(teacher_tokens(config.hmi, part), chosen[2:])  # however the batch is cut
+    nets, method = build(config), create_method(config)
+    seen = method.targets(nets, batch, LATE)["teacher"]
+    given = create_method(RetMaeConfig(model=MODEL)).targets(nets, {**batch, "hf_indices": chosen}, LATE)
+    assert torch.equal(seen, given["teacher"])
 
 
 def test_z_is_the_mean_of_the_visible_patches_after_the_final_norm(monkeypatch):
