@@ -151,7 +151,7 @@ class RetMae(Method):
 
     @torch.no_grad()
     def targets(self, nets: Mapping[str, nn.Module], batch: Batch, info: StepInfo) -> dict[str, Tensor]:
-        """See `Method`: `teacher` (B, D) of the HF tokens (or random ones), `auxiliary` (B, D') of the whole view."""
+        """See `Method`: `teacher` (B, D) of its tokens, `auxiliary` (B, D') of the whole view."""
         weights, targets = self._weights(info), {}
         if weights.get("hmi"):
             images = normalize_images(batch, self.config.model)
