@@ -102,8 +102,8 @@ def test_test_images_make_the_measure(suite, kind):
     assert (reading.measures[reading.main].is_up is None) == learns_nothing
     assert {name for name, measured in reading.measures.items() if measured.is_up is False} <= {"RMSE"}
     assert kind != "restore" or reading.measures["RMSE"].is_up is False
-    patients = kind in ("probe", "label-curve", "tokens", "high-pass")
-    assert reading.unit == ("patients" if patients else "volumes" if kind == "volume" else "images")
+    patients = kind in ("probe", "label-curve", "tokens", "high-pass", "volume")
+    assert reading.unit == ("patients" if patients else "images")
 
 
 def test_the_page_shows_all_of_them(suite):
