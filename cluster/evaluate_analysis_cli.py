@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from cluster.evaluate_cli import page_option, publish, write_page, write_result
+from cluster.evaluate_probe_cli import labeled_options, pop_task, transfer_options
 from cluster.leakage_cli import leakage_options
 from cluster.options import FOLDER, F
 
@@ -69,48 +70,22 @@ def evaluate_layer_cka(
 @click.command("high-pass")
 @click.argument("encoders", nargs=-1, required=True)
 @click.argument("images")
-@click.option("--labels", type=FOLDER, help="CSV with filename,label[,split]; default: a folder per class.")
-@click.option(
-    "--label-column", default="label", show_default=True, help="Column of the CSV that is the label."
-)
-@click.option("--classes", help="The only ones to use, such as N,D; default: all.")
+@labeled_options
+@transfer_options
 @click.option(
     "--cutoffs", default="0,5,10,20,30,40,50", show_default=True, help="d0 in cycles per image side; 0: raw."
 )
 @click.option("--out", type=FOLDER, help="JSON file for the results, a list.")
 @page_option
-@click.option("--seed", default=0, show_default=True, help="Of the split, the folds and the bootstrap.")
 @leakage_options
 def evaluate_highpass(
-    encoders: tuple[str, ...],
-    images: str,
-    labels: Path | None,
-    label_column: str,
-    classes: str | None,
-    cutoffs: str,
-    out: Path | None,
-    page: Path | None,
-    seed: int,
-    allow_leakage: bool,
-    states: tuple[Path, ...],
+    encoders: tuple[str, ...], cutoffs: str, out: Path | None, page: Path | None, **options: Any
 ) -> None:
     """A linear probe of raw images, tested on images that are high-passed more and more."""
     from frepa_dist.evaluate.highpass import run_highpass
 
-    results = [
-        run_highpass(
-            encoder,
-            images,
-            labels,
-            label_column=label_column,
-            classes=classes.split(",") if classes else None,
-            cutoffs=_numbers(cutoffs, "--cutoffs"),
-            seed=seed,
-            allow_leakage=allow_leakage,
-            states=states,
-        )
-        for encoder in encoders
-    ]
+    task, numbers = pop_task(options), _numbers(cutoffs, "--cutoffs")
+    results = [run_highpass(encoder, task, cutoffs=numbers, **options) for encoder in encoders]
     write_result([result.as_json() for result in results], out)
     for result in results:
         click.echo(f"{result.encoder}\n{result.describe()}")

@@ -37,6 +37,7 @@ def measure(run: Path, step: int, metric: MetricConfig) -> tuple[float, dict[str
         FrepaError: what is wrong with the checkpoint or the images.
     """
     from frepa_dist.evaluate.selection import measure_detail, measure_labeled
+    from frepa_dist.evaluate.task import ProbeTask
 
     if metric.reconstructs:
         details = measure_detail(
@@ -50,16 +51,13 @@ def measure(run: Path, step: int, metric: MetricConfig) -> tuple[float, dict[str
             device=metric.device,
         )
         return details[metric.kind], details
-    details = measure_labeled(
-        run,
-        step,
-        Path(metric.images),
-        metric.labels,
+    task = ProbeTask(
+        images=str(metric.images),
+        labels=metric.labels,
         label_column=metric.label_column,
         classes=metric.classes,
-        num=metric.num,
-        neighbors=metric.neighbors if metric.kind == "knn" else None,
         seed=metric.seed,
-        device=metric.device,
     )
+    neighbors = metric.neighbors if metric.kind == "knn" else None
+    details = measure_labeled(run, step, task, num=metric.num, neighbors=neighbors, device=metric.device)
     return details["auroc"], details

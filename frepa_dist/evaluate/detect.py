@@ -24,7 +24,7 @@ from frepa_dist.evaluate.encoder import Encoder
 from frepa_dist.evaluate.features import load_encoder
 from frepa_dist.evaluate.image_measures import (
     ImageResult,
-    draw_counts,
+    draws_of_images,
     name_test,
     shown_places,
     summarize,
@@ -51,7 +51,7 @@ from frepa_dist.evaluate.pairs import (
     read_masked,
     read_patients,
 )
-from frepa_dist.evaluate.scores import Float64, Int64, auroc
+from frepa_dist.evaluate.scores import auroc
 from frepa_dist.evaluate.segment import predict_logits, train_decoder
 from frepa_dist.evaluate.token_heat import fit_token_probe, predict_heat
 from shards.formats.common import Pixels
@@ -201,7 +201,8 @@ def run_detect(
             words = name_test(place), f"{word}{rows[place]['froc']:.2f} found"
             gallery.append(_draw(heat_of, tests[place], training, words))
     recalls = froc_recalls(found)
-    spread = _resample(found, draw_counts(len(found), groups, num_resamples, training.seed))
+    draws = draws_of_images(len(found), groups, num_resamples, training.seed)
+    spread = np.array([froc_recalls([found[place] for place in drawn]) for drawn in draws])  # NaN: no lesion
     ends = np.nanpercentile(spread, [2.5, 97.5], axis=0)
     froc_ends = np.nanpercentile(spread.mean(axis=1), [2.5, 97.5])
     return DetectResult(
@@ -300,12 +301,6 @@ def _draw(
     image, (truth, where) = load_image(pair.image, None), load_truth(pair)
     drawn = overlay_heat(image, _heat_of_file(heat_of, pair, training, truth.shape), truth & where)
     return [(to_picture(image), words[0]), (fit_picture(drawn), words[1])]
-
-
-def _resample(found: Sequence[Candidates], counts: Int64) -> Float64:
-    """Recalls of images drawn so often each, (R, n) -> (R, rates); NaN for a draw without any lesion."""
-    draws = (np.repeat(np.arange(len(found)), row).tolist() for row in counts)
-    return np.array([froc_recalls([found[place] for place in places]) for places in draws])
 
 
 def _image_auroc(means: Sequence[float], found: Sequence[Candidates]) -> float | None:

@@ -12,7 +12,7 @@ Shapes: n images, K classes, D width, F filters.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,14 +110,9 @@ class HighPassResult(Settings):
 
 def run_highpass(
     encoder: str,
-    images: Path | str,
-    labels: Path | None = None,
+    task: ProbeTask,
     *,
-    label_column: str = "label",
-    classes: Collection[str] | None = None,
     cutoffs: Sequence[float] = CUTOFFS,
-    seed: int = 0,
-    num_resamples: int = 1000,
     device: str | None = None,
     allow_leakage: bool = False,
     states: Sequence[Path] = (),
@@ -126,13 +121,8 @@ def run_highpass(
 
     Args:
         encoder: see `features.SOURCES`.
-        images: folder of the images, or a dataset that was built with labels.
-        labels: CSV file, None for a folder per class (see `labelled.read_labeled`).
-        label_column: its column of labels.
-        classes: the only classes to use, None for all.
+        task: what is to be told.
         cutoffs: d0 in cycles per image side (bins of the spectrum, at any size); 0 is the raw image.
-        seed: of the split, where none is given, of the folds and of the bootstrap.
-        num_resamples: of the bootstrap.
         device: where the encoder runs, None takes a GPU if there is one.
         allow_leakage: go on where test images were in the run's pretraining data; the result says so.
         states: private folders of the builds of those data, see `leakage.check_leakage`.
@@ -140,35 +130,30 @@ def run_highpass(
     Raises:
         FrepaError: what is wrong with encoder, images or labels.
     """
-    task = ProbeTask(
-        images=str(images),
-        labels=labels,
-        label_column=label_column,
-        classes=None if classes is None else tuple(classes),
-        seed=seed,
-    )
     parts = read_parts(task)
     leakage = find_leaks(encoder, parts, allow_leakage, states)
-    pictures, test_y, test_groups = parts.test.pictures, parts.test_y, parts.test_groups
+    test_y, test_groups = parts.test_y, parts.test_groups
     to_learn, to_test = np.flatnonzero(parts.is_train).tolist(), np.flatnonzero(parts.is_test).tolist()
     loaded = load_encoder(encoder, device)
-    (x,) = embed_filtered(loaded, pictures, to_learn, (0.0,))
-    c, _ = choose_c(x, parts.y, parts.groups, seed)
+    (x,) = embed_filtered(loaded, parts.train.pictures, to_learn, (0.0,))
+    c, _ = choose_c(x, parts.y, parts.groups, task.seed)
     probe = fit(x, parts.y, c)
-    scores = [probe.scores(rows) for rows in embed_filtered(loaded, pictures, to_test, cutoffs)]
+    scores = [probe.scores(rows) for rows in embed_filtered(loaded, parts.test.pictures, to_test, cutoffs)]
     limits = np.array(
         [
-            bootstrap_intervals(s, test_y, test_groups, num_resamples, seed, (accuracy, macro_auroc))
+            bootstrap_intervals(
+                s, test_y, test_groups, task.num_resamples, task.seed, (accuracy, macro_auroc)
+            )
             for s in scores
         ]
     )  # (F, 2 measures, 2 ends)
     return HighPassResult(
         encoder=loaded.name,
-        images=str(images),
+        images=task.transfer or task.images,
         label_column=parts.train.label_column,
         classes=parts.train.classes,
         num_train=len(to_learn),
-        names=[Path(pictures.names[number]).name for number in to_test],
+        names=[Path(parts.test.pictures.names[number]).name for number in to_test],
         cutoffs=list(cutoffs),
         accuracy=[accuracy(s, test_y) for s in scores],
         accuracy_low=limits[:, 0, 0].tolist(),
@@ -179,7 +164,7 @@ def run_highpass(
         correct=[(s.argmax(axis=1) == test_y).tolist() for s in scores],
         chance=float(np.mean(test_y == np.bincount(parts.y).argmax())),
         resampled=parts.test.units,
-        seed=seed,
+        seed=task.seed,
         y=test_y.tolist(),
         groups=None if test_groups is None else np.unique(test_groups, return_inverse=True)[1].tolist(),
         scores=[s.tolist() for s in scores],

@@ -5,14 +5,13 @@ A row is one image's measures by name; NaN where that image cannot tell a measur
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from frepa_dist.evaluate.leakage import NOT_CHECKED
-from shards.read.draws import sample_rng
+from frepa_dist.evaluate.scores import Int64, resamples
 from shards.support.settings import Settings
 
 Row = Mapping[str, float]
@@ -72,24 +71,19 @@ def mean_over_images(rows: Sequence[Row]) -> dict[str, float]:
     return found
 
 
-def draw_counts(
+def draws_of_images(
     num_images: int, groups: Sequence[int] | None, num_resamples: int, seed: int
-) -> npt.NDArray[np.int64]:
-    """How often each image is in each draw of images, or of whole groups, with replacement.
+) -> Iterator[Int64]:
+    """Draw images, or whole groups of them, with replacement: `scores.resamples` where there are no classes.
 
     Args:
         num_images: n.
         groups: (n,) patient of each image; None where each image stands for itself.
-        num_resamples: R draws.
+        num_resamples: how often is drawn.
         seed: of the draws.
-
-    Returns:
-        (R, n)
     """
-    units = np.unique(np.arange(num_images) if groups is None else groups, return_inverse=True)[1]
-    num_units = int(units.max()) + 1
-    drawn = sample_rng(seed, 0, 0, "bootstrap").integers(num_units, size=(num_resamples, num_units))
-    return np.stack([np.bincount(draw, minlength=num_units) for draw in drawn])[:, units]
+    units = np.arange(num_images) if groups is None else np.array(groups, np.int64)
+    return resamples(units, np.zeros(num_images, np.int64), num_resamples, seed)
 
 
 def intervals_over_images(
@@ -105,10 +99,12 @@ def intervals_over_images(
     """
     names = list(mean_over_images(rows))
     table = np.array([[row[name] for name in names] for row in rows])
-    counts = draw_counts(len(rows), groups, num_resamples, seed)
-    is_known = ~np.isnan(table)
+    is_known, values = ~np.isnan(table), np.nan_to_num(table)
     with np.errstate(invalid="ignore"):  # a draw may hold no image that can tell
-        means = (counts @ np.where(is_known, table, 0)) / (counts @ is_known)
+        means = [
+            values[drawn].sum(axis=0) / is_known[drawn].sum(axis=0)
+            for drawn in draws_of_images(len(rows), groups, num_resamples, seed)
+        ]
         low, high = np.nanpercentile(means, [2.5, 97.5], axis=0)
     return dict(zip(names, low.tolist(), strict=True)), dict(zip(names, high.tolist(), strict=True))
 

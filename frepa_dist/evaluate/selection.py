@@ -10,7 +10,6 @@ Shapes: n images, D width, K classes, B batch, S image side, N patches.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -42,14 +41,10 @@ HF_SHARE = 0.25  # of the hidden patches: what counts as high-frequency tokens, 
 def measure_labeled(
     run_dir: Path,
     step: int,
-    images: Path,
-    labels: Path | None = None,
+    task: ProbeTask,
     *,
-    label_column: str = "label",
-    classes: Collection[str] | None = None,
     num: int | None = None,
     neighbors: int | None = None,
-    seed: int = 0,
     device: str | None = None,
 ) -> dict[str, float]:
     """AUROC of a checkpoint's frozen features by cross-validation in the training part of a labeled set.
@@ -57,13 +52,9 @@ def measure_labeled(
     Args:
         run_dir: the run.
         step: which checkpoint.
-        images: see `labelled.read_labeled`, as for the next three.
-        labels: the file of labels, None for a folder per class.
-        label_column: its column of labels.
-        classes: the only classes to use.
+        task: the probe whose training part this is; its images are files.
         num: about the most images, the same share of each class, but two of a rare one; None takes all.
         neighbors: votes of so many nearest neighbors by the cosine; None: logistic regression.
-        seed: of the split where none is given, of the choice, and of the folds.
         device: where the encoder runs, None takes a GPU if there is one.
 
     Returns:
@@ -72,26 +63,19 @@ def measure_labeled(
     Raises:
         FrepaError: what is wrong with the run, the images or the labels.
     """
-    if is_dataset(images):
-        raise ConfigError("a sweep's metric reads files, and this is a dataset", where=images)
-    task = ProbeTask(
-        images=str(images),
-        labels=labels,
-        label_column=label_column,
-        classes=None if classes is None else tuple(classes),
-        seed=seed,
-    )
+    if is_dataset(task.images):
+        raise ConfigError("a sweep's metric reads files, and this is a dataset", where=task.images)
     parts = read_parts(task)  # the probe's, so that its test part is not looked at
     kept = parts.is_train
     if num is not None:
-        kept = kept & choose_images(parts.train.y, kept, num, seed)
+        kept = kept & choose_images(parts.train.y, kept, num, task.seed)
     names = compress(parts.train.pictures.names, kept)
-    x = extract_features(encoder_of_run(run_dir, step, device), [images / name for name in names])
+    x = extract_features(encoder_of_run(run_dir, step, device), [Path(task.images) / name for name in names])
     y, groups = parts.train.y[kept], None if parts.train.groups is None else parts.train.groups[kept]
     if neighbors is None:
-        _, auroc = choose_c(x, y, groups, seed)
+        _, auroc = choose_c(x, y, groups, task.seed)
     else:
-        auroc = neighbor_auroc(x, y, groups, neighbors, seed)
+        auroc = neighbor_auroc(x, y, groups, neighbors, task.seed)
     return {"auroc": auroc, "n": float(len(y))}
 
 

@@ -27,7 +27,7 @@ from frepa_dist.evaluate.pairs import Columns
 from frepa_dist.evaluate.probe import Head
 from frepa_dist.evaluate.restore_head import RestoreTraining
 from frepa_dist.evaluate.suite.published import find_published
-from frepa_dist.evaluate.task import ClassName, ProbeTask
+from frepa_dist.evaluate.task import ProbeTask
 from frepa_dist.evaluate.token_pca import TokenPcaConfig
 from frepa_dist.evaluate.volume_training import VolumeTraining
 from frepa_dist.models.volume import VolumeSettings
@@ -151,17 +151,11 @@ class RestoreEntry(TaskEntry):
     num_resamples: int = Field(default=1000, ge=1)
 
 
-class HighPassEntry(TaskEntry):
+class HighPassEntry(ProbeTask, TaskEntry):
     """`frepa evaluate high-pass`; see `run_highpass`."""
 
     kind: Literal["high-pass"]
-    images: str
-    labels: Path | None = None
-    label_column: str = "label"
-    classes: tuple[ClassName, ...] | None = None
     cutoffs: tuple[Annotated[float, Field(ge=0)], ...] = Field(default=CUTOFFS, min_length=2)
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    num_resamples: int = Field(default=1000, ge=1)
 
 
 class CkaEntry(TaskEntry):

@@ -147,18 +147,8 @@ def _restore(task: RestoreEntry, encoder: str, given: Given) -> Settings:
 
 
 def _highpass(task: HighPassEntry, encoder: str, given: Given) -> Settings:
-    return run_highpass(
-        encoder,
-        task.images,
-        task.labels,
-        label_column=task.label_column,
-        classes=task.classes,
-        cutoffs=task.cutoffs,
-        seed=task.seed,
-        num_resamples=task.num_resamples,
-        device=given.extraction.device,
-        **given.leakage,
-    )
+    device = given.extraction.device
+    return run_highpass(encoder, task, cutoffs=task.cutoffs, device=device, **given.leakage)
 
 
 def _cka(task: CkaEntry, encoder: str, given: Given) -> Settings:

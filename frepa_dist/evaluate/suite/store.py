@@ -39,7 +39,7 @@ SHOWN_ONLY = {"name", "published"}  # of a task: what changes no number
 WITH_PICTURES = ("segment", "detect", "restore", "token-pca")
 WITHOUT_LEAKAGE = ("cka", "layer-cka", "reconstruct", "layer-spectra", "token-pca")  # nothing is learned
 TABLES = {"images": ("labels", "masks"), "transfer": ("transfer_labels",)}  # of the images of a task
-WITHOUT_MODALITY = ("segment", "detect", "restore", "high-pass")  # they do not look at it
+WITHOUT_MODALITY = ("segment", "detect", "restore")  # they do not look at it
 
 
 class Picture(Settings):

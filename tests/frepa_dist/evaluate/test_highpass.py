@@ -57,7 +57,7 @@ def test_equal_images_are_on_one_side(folder, small_encoder, tmp_path):
         copy.parent.mkdir(exist_ok=True)
         shutil.copy(path, copy)
         shutil.copy(path, copy.with_name(f"again-{path.name}"))
-    result = run_highpass(small_encoder, tmp_path, cutoffs=(0.0,), num_resamples=20)
+    result = run_highpass(small_encoder, ProbeTask(images=str(tmp_path), num_resamples=20), cutoffs=(0.0,))
     twins = {name.removeprefix("again-") for name in result.names}
     assert len(result.names) == 2 * len(twins) == 2 * len(set(result.groups))
 
@@ -73,7 +73,7 @@ def test_the_filter_is_the_published_one():
 
 
 def test_encoders_stand_beside_each_other(folder, small_encoder):
-    result = run_highpass(small_encoder, folder, cutoffs=(0.0,), num_resamples=20)
+    result = run_highpass(small_encoder, ProbeTask(images=str(folder), num_resamples=20), cutoffs=(0.0,))
     assert len(result.names) == 6
     told = frepa("evaluate", "high-pass", small_encoder, small_encoder, folder, "--cutoffs", "x")
     assert told.returncode == 2

@@ -43,16 +43,20 @@ def labeled(tmp_path_factory):
     return folder
 
 
+def task_of(images, labeled):
+    return ProbeTask(images=str(images), labels=labeled / "labels.csv")
+
+
 @pytest.mark.parametrize("neighbors", [None, 3])
 def test_classes_are_told_apart_without_a_look_at_the_test_part(run_dir, labeled, tmp_path, neighbors):
-    found = measure_labeled(run_dir, STEP, labeled, labeled / "labels.csv", neighbors=neighbors)
+    found = measure_labeled(run_dir, STEP, task_of(labeled, labeled), neighbors=neighbors)
     assert found == {"auroc": pytest.approx(1.0), "n": 16}
     other = tmp_path / "other"
     other.mkdir()
     for path in labeled.glob("*.png"):
         is_test = int(path.stem) < 8
         (other / path.name).write_bytes(b"no image" if is_test else path.read_bytes())
-    again = measure_labeled(run_dir, STEP, other, labeled / "labels.csv", neighbors=neighbors)
+    again = measure_labeled(run_dir, STEP, task_of(other, labeled), neighbors=neighbors)
     assert again == found
 
 
@@ -69,13 +73,14 @@ def test_the_part_that_is_left_is_the_test_part_of_the_probe(run_dir, labeled, t
         return np.random.default_rng(0).normal(size=(len(paths), 4))
 
     monkeypatch.setattr(selection, "extract_features", extract)
-    measure_labeled(run_dir, STEP, tmp_path, tmp_path / "labels.csv")
-    parts = read_parts(ProbeTask(images=str(tmp_path), labels=tmp_path / "labels.csv"))
+    task = task_of(tmp_path, tmp_path)
+    measure_labeled(run_dir, STEP, task)
+    parts = read_parts(task)
     assert seen == [f"{number}.png" for number in np.flatnonzero(parts.is_train)]
 
 
 def test_a_part_of_the_images_has_the_same_share_of_each_class(run_dir, labeled):
-    assert measure_labeled(run_dir, STEP, labeled, labeled / "labels.csv", num=8)["n"] == 8
+    assert measure_labeled(run_dir, STEP, task_of(labeled, labeled), num=8)["n"] == 8
 
 
 def test_neighbors_of_noise_know_nothing():
