@@ -223,6 +223,10 @@ def test_a_suite_refuses_one_result_and_says_the_others(run_dir, labeled, small_
     assert (known["modalities"], known["num_images"]) == (["histopathology"], 7)
     allowed = frepa("evaluate", "suite", tmp_path / "suite.yaml", "--set", "allow_leakage=true")
     assert allowed.returncode == 0, allowed.stderr
+    assert "1 results computed, 3 known, 0 failed" in allowed.stdout  # what was had without leave stands
     page = (tmp_path / "out" / "report.html").read_text()
     assert "of the test part 1 of 3 files, which was allowed" in page
     assert "(unseen)" in page
+    again = frepa("evaluate", "suite", tmp_path / "suite.yaml")  # what was had with leave does not
+    assert again.returncode == 3
+    assert "0 results computed, 3 known, 1 failed" in again.stdout
