@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from cluster.evaluate_cli import page_option, publish, write_page, write_result
-from cluster.evaluate_probe_cli import labeled_options, pop_task, transfer_options
+from cluster.evaluate_probe_cli import pop_task, set_options, transfer_options
 from cluster.leakage_cli import leakage_options
 from cluster.options import FOLDER, F
 
@@ -70,7 +70,7 @@ def evaluate_layer_cka(
 @click.command("high-pass")
 @click.argument("encoders", nargs=-1, required=True)
 @click.argument("images")
-@labeled_options
+@set_options
 @transfer_options
 @click.option(
     "--cutoffs", default="0,5,10,20,30,40,50", show_default=True, help="d0 in cycles per image side; 0: raw."

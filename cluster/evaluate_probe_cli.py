@@ -32,7 +32,7 @@ def _compose(*options: Callable[[F], F]) -> Callable[[F], F]:
     return add
 
 
-labeled_options = _compose(
+set_options = _compose(
     click.option(
         "--labels", type=FOLDER, help="CSV with filename,label[,split,patient]; default: a folder per class."
     ),
@@ -40,10 +40,13 @@ labeled_options = _compose(
         "--label-column", default="label", show_default=True, help="Column, or label of a dataset, to tell."
     ),
     click.option("--classes", help="The only ones to use, such as N,D; default: all."),
-    click.option("--grades", "are_grades", is_flag=True, help="Classes are ordered numbers: kappa, too."),
     click.option("--modality", help="Of a dataset, the only one to use; of files, what they are."),
     click.option("--seed", default=0, show_default=True, help="Of split, folds, training and bootstrap."),
     click.option("--resamples", "num_resamples", default=1000, show_default=True, help="Of the bootstrap."),
+)
+labeled_options = _compose(
+    set_options,
+    click.option("--grades", "are_grades", is_flag=True, help="Classes are ordered numbers: kappa, too."),
     click.option("--smoke-test", is_flag=True, help="The labels are not medical: the report will say so."),
 )
 transfer_options = _compose(
